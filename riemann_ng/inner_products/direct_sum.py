@@ -1,0 +1,115 @@
+"""Direct sums of inner products: one form for each summand, and nothing between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ..elements import Covector, Element, Vector
+from ..errors import DegenerateMetric
+from ..factorizations import BlockFactor, Factorization
+from ..solvers import Solver, Structure
+from ..solvers.base import checked_covector
+from ..spaces import DirectSum, VectorSpace
+from ..symmetry import Symmetry
+from .base import InnerProduct, State, kind
+
+
+@kind("direct sum")
+class BlockDiagonal(InnerProduct):
+    """`direct_sum({"fc1": g, "fc2": h})`: elements that came in blocks stay in blocks."""
+
+    space: DirectSum
+
+    def __init__(self, parts: Mapping[str, InnerProduct]):
+        self.parts = dict(parts)
+        self.space = DirectSum([(name, g.space) for name, g in parts.items()])
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        slices = self.space.slices
+        return torch.cat([g.flat_components(x[..., slices[name]]) for name, g in self.parts.items()], dim=-1)
+
+    def flat(self, v: Element) -> Covector:
+        if v.in_one_piece or v.lives_in != self.space:
+            return super().flat(v)
+        blocks = {name: g.flat(v.component(name)).data for name, g in self.parts.items()}
+        return Covector._of(self.space.dual, None, blocks)
+
+    def sharp(self, covector: Element, solver: Solver | None = None) -> Vector:
+        """Summand by summand, each by the solver given or by its own."""
+        if not isinstance(covector, Element) or covector.lives_in != self.space.dual:
+            checked_covector(self, covector, "sharp")
+        blocks = {}
+        for name, g in self.parts.items():
+            try:
+                blocks[name] = g.sharp(covector.component(name), solver).data
+            except DegenerateMetric as error:
+                raise DegenerateMetric(f"{error}\nIn the summand {name!r}.", error.space, error.rank) from None
+        return Vector._of(self.space, None, blocks)
+
+    def sharp_modulo_kernel(self, covector: Element, reference: InnerProduct) -> Vector:
+        references = reference.summands()
+        if references is None or reference.space != self.space or covector.lives_in != self.space.dual:
+            return super().sharp_modulo_kernel(covector, reference)
+        parts = self.parts.items()
+        blocks = {k: g.sharp_modulo_kernel(covector.component(k), references[k]).data for k, g in parts}
+        return Vector._of(self.space, None, blocks)
+
+    def tensors(self) -> Iterator[Tensor]:
+        for g in self.parts.values():
+            yield from g.tensors()
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        probe = torch.empty(0, **self._options(like))
+        return torch.block_diag(*(g.dense_matrix(probe) for g in self.parts.values()))
+
+    def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
+        probe = torch.empty(0, **self._options(like))
+        return torch.cat([g.diagonal_entries(probe) for g in self.parts.values()])
+
+    @property
+    def structure(self) -> Structure:
+        parts = [g.structure for g in self.parts.values()]
+        direct = None if any(p.direct is None for p in parts) else sum(p.direct or 0.0 for p in parts)
+        apply = sum(p.apply for p in parts)
+        return Structure("direct sum", self.space.dim, direct, apply, sum(p.rank for p in parts))
+
+    def direct_factorization(self, method: str) -> Factorization | None:
+        if self.structure.direct is None:
+            return None
+        probe = torch.empty(0, **self._options(None))
+        if method == "cholesky":
+            return BlockFactor([g.factorization(probe) for g in self.parts.values()])
+        blocks = [g.direct_factorization(method) for g in self.parts.values()]
+        return BlockFactor([b for b in blocks if b is not None])
+
+    def summands(self) -> dict[str, InnerProduct]:
+        return self.parts
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return Symmetry.direct_sum([g.symmetry for g in self.parts.values()])
+
+    def expression(self) -> str:
+        return f"direct_sum({', '.join(f'{name}: {g.expression()}' for name, g in self.parts.items())})"
+
+    def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
+        theirs = other.summands()
+        if theirs is None:
+            return super().blended(other, weight)
+        return BlockDiagonal({name: g.blend(theirs[name], weight) for name, g in self.parts.items()})
+
+    def own_state(self) -> State:
+        return {"parts": {name: g.state() for name, g in self.parts.items()}}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> BlockDiagonal:
+        assert isinstance(space, DirectSum)
+        return cls({name: InnerProduct.from_state(space[name], part) for name, part in state["parts"].items()})
+
+
+def direct_sum(parts: Mapping[str, InnerProduct] | None = None, **named: InnerProduct) -> BlockDiagonal:
+    """The form on the direct sum of the spaces: `direct_sum({"fc1": g, "fc2": h})` or `direct_sum(fc1=g, fc2=h)`."""
+    return BlockDiagonal({**(parts or {}), **named})

@@ -1,0 +1,179 @@
+"""What duality and maps make of a form: duals, pullbacks, quotients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import SpaceMismatch
+from ..factorizations import Factorization, InverseFactor, factorize_dense, factorize_rows
+from ..linear_maps import LinearMap
+from ..solvers import Structure
+from ..spaces import Space, VectorSpace
+from ..symmetry import Symmetry
+from .base import InnerProduct, State, kind
+from .symmetries import with_frame
+
+
+@kind("dual")
+class Dual(InnerProduct):
+    """The form of g on covectors: its flat is g's sharp, its sharp g's flat."""
+
+    def __init__(self, of: InnerProduct):
+        self.of, self.space = of, of.space.dual
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        return self.of.factorization(x).solve(x)
+
+    def tensors(self) -> Iterator[Tensor]:
+        return self.of.tensors()
+
+    @property
+    def structure(self) -> Structure:
+        s = self.of.structure
+        return Structure("dual", s.dim, s.apply, 2.0 * s.dim**2, s.dim)
+
+    def direct_factorization(self, method: str) -> Factorization:
+        return InverseFactor(self.of.flat_components, self.of.factorization())
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return self.of.symmetry**-1
+
+    def expression(self) -> str:
+        text = self.of.expression()
+        return f"({text}).dual" if " " in text else f"{text}.dual"
+
+    def own_state(self) -> State:
+        return {"of": self.of.state()}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Dual:
+        return cls(InnerProduct.from_state(space.dual, state["of"]))
+
+
+@kind("pullback")
+class Pullback(InnerProduct):
+    """`Pullback(φ, h)`, the form h(φ u, φ u') on the domain of φ, without a matrix.
+
+    A map that comes with spaces or data (`natural`) keeps the symmetries of h; a constant one keeps few.
+    """
+
+    def __init__(self, phi: LinearMap, of: InnerProduct):
+        if phi.codomain != of.space:
+            raise SpaceMismatch(f"SpaceMismatch in pullback: {phi} does not lead to {of.space}, where {of!r} lives.")
+        self.phi, self.of, self.space = phi, of, phi.domain
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        return self.phi._transpose(self.of.flat_components(self.phi._apply(x)))
+
+    def tensors(self) -> Iterator[Tensor]:
+        if self.phi._matrix is not None:
+            yield self.phi._matrix
+        yield from self.of.tensors()
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        columns = self.phi.matrix(torch.empty(0, **self._options(like)))
+        return columns.mT @ self.of.flat_components(columns.mT).mT
+
+    def rows(self) -> Tensor | None:
+        rows = self.of.rows()
+        return None if rows is None else self.phi._transpose(rows)
+
+    @property
+    def structure(self) -> Structure:
+        d, s = self.space.dim, self.of.structure
+        product = 4.0 * d * s.dim + s.apply
+        return Structure("pullback", d, None, product, min(d, s.rank))
+
+    def direct_factorization(self, method: str) -> Factorization | None:
+        rows = self.rows() if method == "cholesky" else None
+        return None if rows is None else factorize_rows(rows)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        if self.phi.natural:
+            return self.of.symmetry
+        constant = f"Pullback({self.phi.name}, ...)"
+        return with_frame(with_frame(self.of.symmetry, self.space, self.phi.name, constant), self.of.space, self.phi.name, constant)
+
+    def expression(self) -> str:
+        return f"Pullback({self.phi.name}, {self.of.expression()})"
+
+    def own_state(self) -> State:
+        raise_no_state(self)
+        return {}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Pullback:
+        raise_no_state(None)
+        raise AssertionError
+
+
+def raise_no_state(form: InnerProduct | None) -> None:
+    raise SpaceMismatch(f"SpaceMismatch in state: {form!r} holds a map given by functions, which cannot be stored.")
+
+
+@kind("quotient")
+class Quotient(InnerProduct):
+    """The form on V/K: the length of a class is that of its shortest member. `projection` is V → V/K.
+
+    If g vanishes on K it is g itself seen on classes; where g is definite it is the Schur complement. The components on V/K
+    are those along an orthonormal complement of K, a choice that shows in no length.
+    """
+
+    def __init__(self, of: InnerProduct, kernel: LinearMap, like: Tensor | None = None):
+        if kernel.codomain != of.space:
+            raise SpaceMismatch(f"SpaceMismatch in quotient: {kernel} is no inclusion into {of.space}.")
+        G = of.dense_matrix(like)
+        K = kernel.matrix(G)
+        r = K.shape[1]
+        if r >= G.shape[0] or int(torch.linalg.matrix_rank(K)) < r:
+            raise SpaceMismatch(
+                f"SpaceMismatch in quotient: {kernel} must include a smaller space, injectively; its rank is "
+                f"{int(torch.linalg.matrix_rank(K))} of {r} in dimension {G.shape[0]}."
+            )
+        self.of, self.kernel = of, kernel
+        self.space: VectorSpace = Space(f"({of.space})/({kernel.domain})", G.shape[0] - r)
+        section = torch.linalg.qr(K, mode="complete")[0][:, r:]
+        self.projection = LinearMap(of.space, self.space, section.mT, "projection", natural=kernel.natural)
+        GK = G @ K
+        shortest = G - GK @ torch.linalg.pinv(K.mT @ GK, hermitian=True) @ GK.mT
+        self.entries = section.mT @ shortest @ section
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        return x @ self.entries
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self.entries
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        return self.entries
+
+    @property
+    def structure(self) -> Structure:
+        d = self.space.dim
+        return Structure("dense", d, d**3 / 3, 2.0 * d * d, d)
+
+    def direct_factorization(self, method: str) -> Factorization:
+        return factorize_dense(self.entries, method)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        if self.kernel.natural:
+            return self.of.symmetry
+        return with_frame(self.of.symmetry, self.of.space, self.kernel.name, f"quotient by {self.kernel.name}")
+
+    def expression(self) -> str:
+        return f"({self.of.expression()}).quotient({self.kernel.name})"
+
+    def own_state(self) -> State:
+        raise_no_state(self)
+        return {}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Quotient:
+        raise_no_state(None)
+        raise AssertionError

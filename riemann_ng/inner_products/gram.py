@@ -1,0 +1,174 @@
+"""Inner products given by a matrix, and sums of squares given by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..elements import describe
+from ..errors import DtypeMismatch, NonFinite, NotAnInnerProduct, ShapeMismatch
+from ..factorizations import Factorization, RankDeficient, factorize_dense, factorize_rows, tolerance_of
+from ..solvers import Structure
+from ..solvers.base import degenerate_named
+from ..spaces import Family, VectorSpace
+from ..symmetry import Symmetry
+from .base import InnerProduct, State, kind
+from .symmetries import of_matrix
+
+
+@kind("gram")
+class Gram(InnerProduct):
+    """The form with a given matrix: `Gram(V, matrix)`, on a family `Gram(Family(V, m), matrices)` with (m, d, d).
+
+    Asymmetric and indefinite matrices are refused at once; a degenerate one is allowed until something is solved. The
+    matrix is a constant known by its `name`: it claims few symmetries, unless `natural=True` says that it was computed
+    from data and moves with the frames.
+    """
+
+    def __init__(
+        self,
+        space: VectorSpace,
+        matrix: Tensor,
+        validate: bool = True,
+        name: str = "matrix",
+        natural: bool = False,
+    ):
+        self._set(space, matrix, name, Symmetry.natural() if natural else of_matrix(space, name, f"Gram({space}, {name})"))
+        if validate:
+            self._validate()
+
+    def _set(self, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry) -> None:
+        self.space, self.entries, self.name, self._symmetry = space, matrix, name, symmetry
+
+    @classmethod
+    def of(cls, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry) -> Gram:
+        """Without validation, with a symmetry known from where the matrix came from."""
+        gram = object.__new__(cls)
+        gram._set(space, matrix, name, symmetry)
+        return gram
+
+    def _validate(self) -> None:
+        M, space = self.entries, self.space
+        shape = (space.members, space.of.dim, space.of.dim) if isinstance(space, Family) else (space.dim, space.dim)
+        if not isinstance(M, Tensor) or tuple(M.shape) != shape:
+            raise ShapeMismatch(f"ShapeMismatch in Gram: a form on {space} has a matrix {list(shape)}, got {describe(M)}.")
+        if not M.dtype.is_floating_point:
+            raise DtypeMismatch(f"DtypeMismatch in Gram: the matrix on {space} must be floating point, got {describe(M)}.")
+        if not bool(M.isfinite().all()):
+            raise NonFinite(f"NonFinite in Gram: the matrix on {space} holds NaN or infinity.")
+        gap, size = float((M - M.mT).abs().max()), float(M.abs().max())
+        if gap > 1e2 * tolerance_of(M) * size:
+            raise NotAnInnerProduct(
+                f"NotAnInnerProduct in Gram: the matrix on {space} is not symmetric: it differs from its transpose "
+                f"by {gap:.2e} with entries up to {size:.2e}. Pass (M + M.mT) / 2 if that is what is meant."
+            )
+        with degenerate_named(space, "Gram"), torch.no_grad():
+            try:
+                factorization = factorize_dense(M)
+            except RankDeficient:
+                return
+        if not M.requires_grad:
+            self.__dict__["_factorization"] = factorization
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        if self.entries.ndim == 2:
+            return x @ self.entries
+        m, d = self.entries.shape[:2]
+        return (x.reshape(*x.shape[:-1], m, 1, d) @ self.entries).reshape(x.shape)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self.entries
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        return self.entries if self.entries.ndim == 2 else torch.block_diag(*self.entries)
+
+    def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
+        return self.entries.diagonal(dim1=-2, dim2=-1).flatten()
+
+    @property
+    def structure(self) -> Structure:
+        d, side = self.space.dim, self.entries.shape[-1]
+        return Structure("dense", d, d * side**2 / 3, 2.0 * d * side, d)
+
+    def direct_factorization(self, method: str) -> Factorization:
+        return factorize_dense(self.entries, method)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return self._symmetry
+
+    def expression(self) -> str:
+        return f"Gram({self.space}, {self.name})"
+
+    def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
+        if other.structure.kind != "dense":
+            return super().blended(other, weight)
+        theirs = matrix_of(other)
+        return Gram.of(self.space, self.entries.lerp(theirs, weight), self.name, self.symmetry + other.symmetry)
+
+    def own_state(self) -> State:
+        return {"matrix": self.entries, "name": self.name, "symmetry": self.symmetry.to_state()}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Gram:
+        return cls.of(space, state["matrix"], state["name"], Symmetry.from_state(state["symmetry"]))
+
+
+def matrix_of(g: InnerProduct) -> Tensor:
+    """The matrix of a dense form, (m, d, d) on a family."""
+    return g.entries if isinstance(g, Gram) else g.member_matrices()  # type: ignore[attr-defined, no-any-return]
+
+
+@kind("low rank")
+class LowRank(InnerProduct):
+    """The sum of squares Σ ξᵢ ⊗ ξᵢ of the rows of a matrix (rank, dim): `LowRank(V, rows)`."""
+
+    def __init__(self, space: VectorSpace, rows: Tensor, name: str = "rows", natural: bool = False):
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != space.dim:
+            raise ShapeMismatch(
+                f"ShapeMismatch in LowRank: rows on {space} have shape [rank, {space.dim}], got {describe(rows)}."
+            )
+        source = f"LowRank({space}, {name})"
+        self.space, self._rows, self.name = space, rows, name
+        self._symmetry = Symmetry.natural() if natural else of_matrix(space, name, source)
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        return (x @ self._rows.mT) @ self._rows
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self._rows
+
+    def rows(self) -> Tensor:
+        return self._rows
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        return self._rows.mT @ self._rows
+
+    def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
+        return self._rows.square().sum(0)
+
+    @property
+    def structure(self) -> Structure:
+        r, d = self._rows.shape
+        return Structure("low rank", d, 2.0 * r * d * min(r, d), 4.0 * r * d, min(r, d))
+
+    def direct_factorization(self, method: str) -> Factorization:
+        return factorize_rows(self._rows)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return self._symmetry
+
+    def expression(self) -> str:
+        return f"LowRank({self.space}, {self.name}[{len(self._rows)}])"
+
+    def own_state(self) -> State:
+        return {"rows": self._rows, "name": self.name, "symmetry": self.symmetry.to_state()}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> LowRank:
+        form = cls(space, state["rows"], state["name"])
+        form._symmetry = Symmetry.from_state(state["symmetry"])
+        return form

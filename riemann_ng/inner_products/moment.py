@@ -1,0 +1,126 @@
+"""Second moments: the forms that come from data, and therefore move with every change of frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..factorizations import DiagonalFactor, Factorization, factorize_dense, factorize_rows, fold_rows
+from ..samples import OneHot, Sample
+from ..solvers import Structure
+from ..spaces import Family, VectorSpace
+from ..symmetry import Symmetry
+from .base import InnerProduct, State, kind
+from .diagonal import Diagonal
+from .gram import Gram, matrix_of
+
+
+@kind("second moment")
+class SecondMoment(InnerProduct):
+    """`second_moment(sample)`: a sample of U has Σ w x ⊗ x as an inner product on U.dual, which knows its sample.
+
+    It is solved from the rows of the sample by QR, never through the matrix. On a family it is one form for each member,
+    unless `joint`. One-hot samples have diagonal moments.
+    """
+
+    def __init__(self, sample: Sample, joint: bool = False):
+        self.space, self.sample, self.joint = sample.space.dual, sample, joint
+        self.members = self.space.members if isinstance(self.space, Family) and not joint else 1
+        self._kept: dict[str, Tensor] = {}
+
+    def _keep(self, name: str, value: Tensor) -> Tensor:
+        if not self.differentiable:
+            self._kept[name] = value
+        return value
+
+    @property
+    def one_hot(self) -> bool:
+        return isinstance(self.sample.data, OneHot)
+
+    def member_matrices(self) -> Tensor:
+        """The matrix (d, d); on a family (m, d, d); of a one-hot sample its diagonal."""
+        if "matrix" in self._kept:
+            return self._kept["matrix"]
+        if self.members == 1:
+            return self._keep("matrix", self.sample.moment())
+        rows = self.member_rows()
+        return self._keep("matrix", rows.mT @ rows)
+
+    def member_rows(self) -> Tensor:
+        """Rows R (n, d), on a family (m, n, d), with RᵀR the moment; at most 2 d of them kept from chunked samples."""
+        if "rows" in self._kept:
+            return self._kept["rows"]
+        if self.members == 1:
+            return self._keep("rows", fold_rows(self.sample.weighted_pieces()))
+        rows = torch.cat(list(self.sample.weighted_pieces()))
+        return self._keep("rows", rows.reshape(len(rows), self.members, -1).movedim(1, 0).contiguous())
+
+    def rows(self) -> Tensor | None:
+        return self.member_rows() if self.members == 1 and not self.one_hot else None
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield self.sample.tensor()
+
+    def flat_components(self, x: Tensor) -> Tensor:
+        n, k, t = self.sample.counts
+        if self.one_hot:
+            return x * self.member_matrices()
+        if self.members == 1 and n * k * t < self.space.dim:
+            rows = self.member_rows()
+            return (x @ rows.mT) @ rows
+        return Gram.of(self.space, self.member_matrices(), "", self.symmetry).flat_components(x)
+
+    def dense_matrix(self, like: Tensor | None = None) -> Tensor:
+        M = self.member_matrices()
+        if self.one_hot:
+            return torch.diag(M)
+        return M if M.ndim == 2 else torch.block_diag(*M)
+
+    def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
+        return self.member_matrices() if self.one_hot else self.member_matrices().diagonal(dim1=-2, dim2=-1).flatten()
+
+    @property
+    def structure(self) -> Structure:
+        n, k, t = self.sample.counts
+        size, d = n * k * t, self.space.dim
+        if self.one_hot:
+            return Structure("diagonal", d, float(d), float(d), d)
+        side = d // self.members
+        qr = 2.0 * size * d * min(size, side)
+        return Structure("dense", d, qr, 2.0 * d * min(size, side), min(size * self.members, d))
+
+    def direct_factorization(self, method: str) -> Factorization:
+        if self.one_hot:
+            return DiagonalFactor(self.member_matrices())
+        return factorize_rows(self.member_rows()) if method == "cholesky" else factorize_dense(self.member_matrices(), method)
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return Symmetry.natural()
+
+    def expression(self) -> str:
+        return f"second_moment({self.sample})"
+
+    def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
+        if other.structure.kind != self.structure.kind:
+            return super().blended(other, weight)
+        symmetry, name = self.symmetry + other.symmetry, f"average of {self.expression()}"
+        if self.one_hot:
+            return Diagonal.of(self.space, self.member_matrices().lerp(other.diagonal_entries(), weight), name, symmetry)
+        return Gram.of(self.space, self.member_matrices().lerp(matrix_of(other), weight), name, symmetry)
+
+    def own_state(self) -> State:
+        return {"matrix": self.member_matrices(), "name": self.expression(), "one hot": self.one_hot}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> InnerProduct:
+        """The sample is not kept in the state: the moment comes back as a natural matrix."""
+        of = Diagonal.of if state["one hot"] else Gram.of
+        return of(space, state["matrix"], state["name"], Symmetry.natural())
+
+
+def second_moment(sample: Sample, joint: bool = False) -> SecondMoment:
+    """The second moment of a sample of U, an inner product on U.dual."""
+    return SecondMoment(sample, joint)

@@ -1,0 +1,12 @@
+"""HOW a sharp is computed. WHAT it is a sharp of is the business of `riemann_ng.inner_products`."""
+
+from .auto import Auto as Auto
+from .auto import explain as explain
+from .base import Solution as Solution
+from .base import Solver as Solver
+from .base import SolveReport as SolveReport
+from .base import Structure as Structure
+from .cg import CG as CG
+from .direct import Cholesky as Cholesky
+from .direct import Dual as Dual
+from .direct import Eigen as Eigen
