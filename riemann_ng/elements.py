@@ -1,4 +1,4 @@
-"""Points, vectors and covectors: a tensor that knows where it lives.
+"""Vectors and covectors: a tensor that knows where it lives.
 
 `Vector(V, t)` lives in V, `Covector(V, t)` lives in V.dual; a vector of V.dual is accepted wherever a covector of V is.
 The only free product is the pairing `ξ(v)`. Every operation computes and checks the space of its result before it
@@ -10,17 +10,28 @@ name, `element[name]` is the tensor of one summand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
 
 from .errors import DtypeMismatch, ShapeMismatch, SpaceMismatch
-from .spaces import AffineSpace, DirectSum, VectorSpace
+from .spaces import DirectSum, VectorSpace
 
 Scalar = float | Tensor
 E = TypeVar("E", bound="Element")
+Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+LAYOUTS: dict[VectorSpace, WeakMethod[Layout]] = {}
+"""How the tangent spaces of networks lie in parameters: the network's business, which it registers while it lives."""
+
+
+def register_layout(space: VectorSpace, layout: Layout) -> None:
+    """`layout` is a method of the network: it takes blocks by path to tensors by parameter name."""
+    for gone in [V for V, method in LAYOUTS.items() if method() is None]:
+        del LAYOUTS[gone]
+    LAYOUTS[space] = WeakMethod(layout)
 
 
 def describe(data: object) -> str:
@@ -51,7 +62,14 @@ def _dims(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def check_same_kind(call: str, a: Element | Point, b: Element | Point) -> None:
+class Typed(Protocol):
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+def check_same_kind(call: str, a: Typed, b: Typed) -> None:
     if a.dtype != b.dtype or a.device != b.device:
         raise DtypeMismatch(
             f"DtypeMismatch in {call}: {a} with {b}: {a.dtype} on {a.device}, {b.dtype} on {b.device}. "
@@ -128,9 +146,7 @@ class Element:
                 raise SpaceMismatch(f"SpaceMismatch in .blocks: {self.lives_in} is not a direct sum; use .data.")
             batch, data = self.batch, self.data
             slices = self.lives_in.slices
-            self._blocks = {
-                name: data[..., slices[name]].reshape(*batch, *V.shape) for name, V in self.lives_in.parts
-            }
+            self._blocks = {name: data[..., slices[name]].reshape(*batch, *V.shape) for name, V in self.lives_in.parts}
         return self._blocks
 
     def __getitem__(self, name: str) -> Tensor:
@@ -168,23 +184,34 @@ class Element:
     def device(self) -> torch.device:
         return self._any().device
 
-    def to(self: E, *args: object, **kwargs: object) -> E:
+    def to_parameters(self) -> dict[str, Tensor]:
+        """As tensors named and shaped like the trained parameters of the network whose tangent space this is."""
+        registered = LAYOUTS.get(self.space)
+        layout = None if registered is None else registered()
+        if layout is None:
+            raise SpaceMismatch(
+                f"SpaceMismatch in to_parameters: {self.space} is no tangent space of a network. Use .data or .blocks."
+            )
+        return layout(self.blocks)
+
+    def to(self: E, *args: Any, **kwargs: Any) -> E:
         """As `Tensor.to`."""
-        return self._map(lambda t: t.to(*args, **kwargs))  # type: ignore[call-overload, no-any-return]
+        return self._map(lambda t: t.to(*args, **kwargs))
 
     def detach(self: E) -> E:
         return self._map(Tensor.detach)
 
-    def _map(self: E, f: object) -> E:
+    def _map(self: E, f: Callable[[Tensor], Tensor]) -> E:
         if self._data is not None:
-            return type(self)._of(self.lives_in, f(self._data))  # type: ignore[operator]
+            return type(self)._of(self.lives_in, f(self._data))
         assert self._blocks is not None
-        return type(self)._of(self.lives_in, None, {k: f(t) for k, t in self._blocks.items()})  # type: ignore[operator]
+        return type(self)._of(self.lives_in, None, {k: f(t) for k, t in self._blocks.items()})
 
     def _combine(self: E, other: object, alpha: float, sign: str) -> E:
         if not isinstance(other, Element):
             raise SpaceMismatch(
-                f"SpaceMismatch in {sign}: {self} and {describe(other)}. Wrap the tensor: {type(self).__name__}(space, t)."
+                f"SpaceMismatch in {sign}: {self} and {describe(other)}. "
+                f"Wrap the tensor: {type(self).__name__}(space, t)."
             )
         if self.lives_in is not other.lives_in and self.lives_in != other.lives_in:
             raise SpaceMismatch(self._why_not(other, sign))
@@ -216,7 +243,9 @@ class Element:
                 f"the tensor product is v.outer(w)."
             )
         if isinstance(scalar, Tensor) and scalar.ndim:  # one scalar for each element of the batch
-            return type(self)._of(self.lives_in, self.data * scalar.reshape(*scalar.shape, *(1,) * len(self.lives_in.shape)))
+            return type(self)._of(
+                self.lives_in, self.data * scalar.reshape(*scalar.shape, *(1,) * len(self.lives_in.shape))
+            )
         return self._map(lambda t: t * scalar)
 
     __rmul__ = __mul__
@@ -236,9 +265,8 @@ class Element:
             )
         check_same_kind("pairing", self, other)
         if self._data is None and other._data is None:
-            mine, its = self.blocks, other.blocks
-            shapes = {k: len(V.shape) for k, V in self.lives_in.parts}  # type: ignore[attr-defined]
-            return torch.stack([(mine[k] * its[k]).flatten(-n).sum(-1) for k, n in shapes.items()]).sum(0)
+            flat = [(self._flat_block(name), other._flat_block(name)) for name in self._blocks or ()]
+            return torch.stack([torch.linalg.vecdot(x, y) for x, y in flat]).sum(0)
         return torch.linalg.vecdot(self.components, other.components)
 
     def outer(self, other: Element) -> Vector:
@@ -251,8 +279,8 @@ class Element:
     @classmethod
     def zeros(cls: type[E], space: VectorSpace, *batch: int, like: Tensor | None = None) -> E:
         """The zero of the space, of the dtype and on the device of `like`."""
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        return cls(space, torch.zeros(*batch, *space.shape, **options))  # type: ignore[arg-type]
+        zeros = torch.zeros if like is None else like.new_zeros
+        return cls(space, zeros((*batch, *space.shape)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.space!r}, {describe(self._any())})"
@@ -281,66 +309,6 @@ class Covector(Element):
     @property
     def space(self) -> VectorSpace:
         return self.lives_in.dual
-
-
-class Point:
-    """A point of an affine space. Points subtract to vectors; a vector moves a point; points do not add."""
-
-    __slots__ = ("data", "space")
-
-    def __init__(self, space: AffineSpace, data: Tensor):
-        self.space = space
-        self.data = check_components("Point", space, (space.dim,), data)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.data.device
-
-    def in_hull(self) -> Vector:
-        """The point (a, 1) of the vector hull."""
-        return Vector._of(self.space.hull, torch.cat([self.data, torch.ones_like(self.data[..., :1])], dim=-1))
-
-    def __sub__(self, other: Point | Vector) -> Vector | Point:
-        if isinstance(other, Point) and self.space == other.space:
-            check_same_kind("-", self, other)
-            return Vector._of(self.space.translations, self.data - other.data)
-        if isinstance(other, Vector):
-            return self + (-other)
-        raise SpaceMismatch(f"SpaceMismatch in -: {self} and {other}. Points of one affine space subtract.")
-
-    def __add__(self, vector: Vector) -> Point:
-        if not isinstance(vector, Element) or vector.lives_in != self.space.translations:
-            raise SpaceMismatch(
-                f"SpaceMismatch in +: {self} and {vector}. A point moves by a vector of {self.space.translations}; "
-                f"points themselves do not add: use barycenter(points, weights)."
-            )
-        check_same_kind("+", self, vector)
-        return Point(self.space, self.data + vector.data)
-
-    def __repr__(self) -> str:
-        return f"Point({self.space!r}, {describe(self.data)})"
-
-    def __str__(self) -> str:
-        return f"a point of {self.space} ({describe(self.data)})"
-
-
-def barycenter(points: Point, weights: Tensor | None = None) -> Point:
-    """The weighted mean of a batch of points, along its first dimension; weights default to equal ones."""
-    if weights is None:
-        return Point(points.space, points.data.mean(0))
-    shares = weights / weights.sum()
-    return Point(points.space, torch.tensordot(shares, points.data, dims=([0], [0])))
-
-
-def translation_in_hull(space: AffineSpace, vector: Vector) -> Vector:
-    """The translation v as (v, 0) in the hull."""
-    if vector.lives_in != space.translations:
-        raise SpaceMismatch(f"SpaceMismatch in translation_in_hull: expected a vector of {space.translations}, got {vector}.")
-    return Vector._of(space.hull, torch.cat([vector.data, torch.zeros_like(vector.data[..., :1])], dim=-1))
 
 
 def element(lives_in: VectorSpace, data: Tensor) -> Vector | Covector:

@@ -52,9 +52,25 @@ class NotConverged(RiemannError):
         self.report = report
 
 
+class InvalidSetting(RiemannError):
+    """A setting of a solver or a method that means nothing (a negative tolerance)."""
+
+
 class NotClosed(RiemannError):
     """An operation that leads out of a kind of form (blending two different frames, say)."""
 
 
 class MissingDependency(RiemannError):
     """An optional package is absent, or was started in a way that cannot be mended from here."""
+
+
+class InvalidTargets(RiemannError):
+    """Targets that a likelihood cannot take: of the wrong shape or type, or outside what it can produce."""
+
+
+class UnsupportedLayer(RiemannError):
+    """A module that cannot be described, not even by per-example gradients."""
+
+
+class ObservationMismatch(RiemannError):
+    """A metric that needs what the observation did not collect."""

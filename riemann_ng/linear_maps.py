@@ -13,10 +13,12 @@ from torch import Tensor
 
 from .elements import Covector, Element, Vector, check_components, element
 from .errors import DegenerateMetric, ShapeMismatch, SpaceMismatch
-from .spaces import DirectSum, VectorSpace
+from .spaces import AffineSpace, DirectSum, OnePoint, VectorSpace
+from .symmetry import Structure, Symmetry
 
 Action = Callable[[Tensor], Tensor]
 """A map on flat components, [..., dim of the domain] to [..., dim of the codomain]."""
+NATURAL = Symmetry.natural()
 
 
 class LinearMap:
@@ -26,18 +28,26 @@ class LinearMap:
     `(φ * ψ)(v.outer(w)) = φ(v).outer(ψ(w))`.
     """
 
-    __slots__ = ("_apply", "_matrix", "_transpose", "codomain", "domain", "name", "natural")
-    natural: bool
-    """Whether the map comes with the spaces or the data, so that a change of frame carries it along (an inclusion, a
-    Jacobian). A matrix from outside is a constant: what is built with it keeps fewer symmetries."""
+    __slots__ = ("_apply", "_matrix", "_tensors", "_transpose", "codomain", "domain", "name", "symmetry")
+    symmetry: Symmetry | None
+    """The changes of frame that carry the map along: all where it comes with the spaces or the data (an inclusion, a
+    Jacobian), those of an origin or of an inner product that it was made with. None is a matrix from outside, a
+    constant without structure. What is built with the map keeps no more."""
 
     def __init__(
-        self, domain: VectorSpace, codomain: VectorSpace, matrix: Tensor, name: str = "φ", natural: bool = False
+        self,
+        domain: VectorSpace,
+        codomain: VectorSpace,
+        matrix: Tensor,
+        name: str = "φ",
+        natural: bool | Symmetry | None = False,
     ):
         space = f"{codomain} ← {domain}"
         check_components("LinearMap", space, (codomain.dim, domain.dim), matrix)
         if matrix.ndim != 2:
-            raise ShapeMismatch(f"ShapeMismatch in LinearMap: one map has one matrix, got {list(matrix.shape)} for {space}.")
+            raise ShapeMismatch(
+                f"ShapeMismatch in LinearMap: one map has one matrix, got {list(matrix.shape)} for {space}."
+            )
         self._set(domain, codomain, lambda x: x @ matrix.mT, lambda y: y @ matrix, matrix, name, natural)
 
     def _set(
@@ -48,10 +58,17 @@ class LinearMap:
         transpose: Action,
         matrix: Tensor | None,
         name: str,
-        natural: bool,
+        natural: bool | Symmetry | None,
     ) -> None:
-        self.domain, self.codomain, self.name, self.natural = domain, codomain, name, natural
+        self.domain, self.codomain, self.name = domain, codomain, name
+        self.symmetry = (NATURAL if natural else None) if isinstance(natural, bool) else natural
         self._apply, self._transpose, self._matrix = apply, transpose, matrix
+        self._tensors: tuple[Tensor, ...] = () if matrix is None else (matrix,)
+
+    def _with_tensors_of(self, *maps: LinearMap) -> LinearMap:
+        """Of a map made of others: it is of their dtype, on their device."""
+        self._tensors = tuple(t for phi in maps for t in phi._tensors)
+        return self
 
     @classmethod
     def from_functions(
@@ -61,7 +78,7 @@ class LinearMap:
         apply: Action,
         transpose: Action,
         name: str = "φ",
-        natural: bool = False,
+        natural: bool | Symmetry | None = False,
     ) -> LinearMap:
         """A map given by what it does to flat components [..., dim], and what its transpose does."""
         return cls._build(domain, codomain, apply, transpose, None, name, natural)
@@ -75,7 +92,7 @@ class LinearMap:
         transpose: Action,
         matrix: Tensor | None,
         name: str,
-        natural: bool,
+        natural: bool | Symmetry | None,
     ) -> LinearMap:
         built = object.__new__(cls)
         built._set(domain, codomain, apply, transpose, matrix, name, natural)
@@ -101,6 +118,65 @@ class LinearMap:
         back = cls.inclusion(whole, name)
         return cls._build(whole, whole[name], back._transpose, back._apply, None, f"projection on {name}", True)
 
+    @classmethod
+    def translations(cls, affine: AffineSpace) -> LinearMap:
+        """The translations into the hull, v as (v, 0). Its transpose takes an affine functional to its linear part."""
+        V = affine.translations
+
+        def apply(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x, (0, 1))
+
+        return cls._build(V, affine.hull, apply, lambda y: y[..., :-1], None, f"inclusion of {V}", True)
+
+    @classmethod
+    def height(cls, affine: AffineSpace) -> LinearMap:
+        """The hull onto ℝ, 1 on points and 0 on translations. Its transpose takes a number to the constant function."""
+        dim = affine.dim
+
+        def transpose(y: Tensor) -> Tensor:
+            return torch.nn.functional.pad(y, (dim, 0))
+
+        return cls._build(affine.hull, OnePoint.hull, lambda x: x[..., -1:], transpose, None, f"1 of {affine}", True)
+
+    @classmethod
+    def at(cls, affine: AffineSpace, point: Tensor | None = None, name: str = "", natural: bool = False) -> LinearMap:
+        """ℝ into the hull along a point; its transpose evaluates functionals there. Without a point, at the origin.
+
+        A point that is data, a mean say, is `natural`: it moves with the frames.
+        """
+        label, p, symmetry = _place(affine, point, name, natural)
+
+        def apply(x: Tensor) -> Tensor:
+            return torch.cat([x * p.to(x), x], dim=-1)
+
+        def transpose(y: Tensor) -> Tensor:
+            return y[..., :-1] @ p.to(y)[:, None] + y[..., -1:]
+
+        return cls._build(OnePoint.hull, affine.hull, apply, transpose, None, f"at {label}", symmetry)
+
+    @classmethod
+    def difference(
+        cls, affine: AffineSpace, point: Tensor | None = None, name: str = "", natural: bool = False
+    ) -> LinearMap:
+        """The hull onto the translations along a point p, a ↦ a - p. Its transpose makes ℓ into the function ℓ(a - p).
+
+        Without a point it is the origin: the weight apart from the bias.
+        """
+        label, p, symmetry = _place(affine, point, name, natural)
+
+        def apply(x: Tensor) -> Tensor:
+            return x[..., :-1] - x[..., -1:] * p.to(x)
+
+        def transpose(y: Tensor) -> Tensor:
+            return torch.cat([y, -(y @ p.to(y)[:, None])], dim=-1)
+
+        return cls._build(affine.hull, affine.translations, apply, transpose, None, f"from {label}", symmetry)
+
+    @property
+    def natural(self) -> bool:
+        """Whether all changes of frame carry it along."""
+        return self.symmetry == NATURAL
+
     def __call__(self, v: Element) -> Vector | Covector:
         if not isinstance(v, Element) or (v.lives_in is not self.domain and v.lives_in != self.domain):
             raise SpaceMismatch(
@@ -121,12 +197,16 @@ class LinearMap:
     def transpose(self) -> LinearMap:
         matrix = None if self._matrix is None else self._matrix.mT
         domain, codomain = self.codomain.dual, self.domain.dual
-        return self._build(domain, codomain, self._transpose, self._apply, matrix, f"{self.name}ᵀ", self.natural)
+        name, symmetry = f"{self.name}ᵀ", self.symmetry
+        turned = self._build(domain, codomain, self._transpose, self._apply, matrix, name, symmetry)
+        return turned._with_tensors_of(self)
 
     def __matmul__(self, other: LinearMap) -> LinearMap:
         """Composition, `(φ @ ψ)(v) = φ(ψ(v))`."""
         if other.codomain != self.domain:
-            raise SpaceMismatch(f"SpaceMismatch in @: {self} cannot follow {other}: {self.domain} is not {other.codomain}.")
+            raise SpaceMismatch(
+                f"SpaceMismatch in @: {self} cannot follow {other}: {self.domain} is not {other.codomain}."
+            )
         matrix = self._matrix @ other._matrix if self._matrix is not None and other._matrix is not None else None
 
         def apply(x: Tensor) -> Tensor:
@@ -135,8 +215,9 @@ class LinearMap:
         def transpose(y: Tensor) -> Tensor:
             return other._transpose(self._transpose(y))
 
-        name, natural = f"{self.name} @ {other.name}", self.natural and other.natural
-        return self._build(other.domain, self.codomain, apply, transpose, matrix, name, natural)
+        name, symmetry = f"{self.name} @ {other.name}", _of_both(self.symmetry, other.symmetry)
+        composed = self._build(other.domain, self.codomain, apply, transpose, matrix, name, symmetry)
+        return composed._with_tensors_of(self, other)
 
     def __mul__(self, other: LinearMap) -> LinearMap:
         """The tensor product of two maps."""
@@ -152,15 +233,19 @@ class LinearMap:
         def transpose(y: Tensor) -> Tensor:
             return on_both(self._transpose, other._transpose, (self.codomain.dim, other.codomain.dim), y)
 
-        name, natural = f"{self.name} * {other.name}", self.natural and other.natural
-        return self._build(domain, codomain, apply, transpose, None, name, natural)
+        name, symmetry = f"{self.name} * {other.name}", _of_both(self.symmetry, other.symmetry)
+        return self._build(domain, codomain, apply, transpose, None, name, symmetry)._with_tensors_of(self, other)
 
     def matrix(self, like: Tensor | None = None) -> Tensor:
         """The matrix, (dim of the codomain, dim of the domain), in the dtype and on the device of `like`."""
         if self._matrix is not None:
             return self._matrix
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        return self._apply(torch.eye(self.domain.dim, **options)).mT  # type: ignore[arg-type]
+        eye = (
+            torch.eye(self.domain.dim)
+            if like is None
+            else torch.eye(self.domain.dim, dtype=like.dtype, device=like.device)
+        )
+        return self._apply(eye).mT
 
     def inverse(self, like: Tensor | None = None) -> LinearMap:
         """The inverse of an isomorphism, through its matrix."""
@@ -170,10 +255,26 @@ class LinearMap:
         inverse, failed = torch.linalg.inv_ex(matrix)
         if failed:
             raise DegenerateMetric(f"DegenerateMetric in inverse: {self} is singular.", self.domain)
-        return LinearMap(self.codomain, self.domain, inverse, f"{self.name}⁻¹", self.natural)
+        symmetry = None if self.symmetry is None else self.symmetry**-1
+        return LinearMap(self.codomain, self.domain, inverse, f"{self.name}⁻¹", symmetry)
 
     def __repr__(self) -> str:
         return f"LinearMap({self.domain!r}, {self.codomain!r}, name={self.name!r})"
 
     def __str__(self) -> str:
         return f"{self.name} : {self.codomain} ← {self.domain}"
+
+
+def _of_both(s: Symmetry | None, t: Symmetry | None) -> Symmetry | None:
+    if s is None or t is None:
+        return None
+    return s if t is NATURAL else s * t
+
+
+def _place(affine: AffineSpace, point: Tensor | None, name: str, natural: bool) -> tuple[str, Tensor, Symmetry]:
+    """What to call a point, its components, and what it names."""
+    label = name or ("the origin" if point is None else "a point")
+    where = torch.zeros(affine.dim) if point is None else check_components("LinearMap", affine, (affine.dim,), point)
+    known_as = {} if point is None else {"name": label}
+    origin = Structure(affine.name, "origin", source=f"{label} of {affine}", **known_as)
+    return label, where, NATURAL if natural else Symmetry.naming(origin)

@@ -1,0 +1,26 @@
+"""Samples: many elements of one space, with a measure that says how much each counts.
+
+A sample has examples, draws (output directions or Monte Carlo draws of one example) and sites (pixels, tokens, time
+steps): its data has shape (examples, draws, sites, *space.shape). Inputs are a probability sample. Cotangents weigh 1/n
+per exact direction, 1/(n K) per Monte Carlo draw, and add up over sites. Padding weighs zero. So the second moment of
+the inputs has (1, 1) entry one in a hull, and a product of two second moments needs no scale factor.
+"""
+
+from .data import Chunked, Compact, Data, OneHot, WithOne
+from .measures import Counts, Measure
+from .products import gram, grams, with_borders
+from .sample import Sample
+
+__all__ = [
+    "Chunked",
+    "Compact",
+    "Counts",
+    "Data",
+    "Measure",
+    "OneHot",
+    "Sample",
+    "WithOne",
+    "gram",
+    "grams",
+    "with_borders",
+]

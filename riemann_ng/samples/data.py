@@ -1,0 +1,90 @@
+"""The kinds of data that a sample can hold, apart from a plain tensor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .measures import Counts
+from .products import bordered, gram, grams, with_borders
+
+
+@dataclass(frozen=True, eq=False)
+class OneHot:
+    """Indices (examples, draws, sites) that stand for the basis elements of a space of that many classes."""
+
+    indices: Tensor
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Chunked:
+    """Data too large to stack: `chunks()` yields tensors that follow each other along `axis`, 0 examples or 1 draws.
+
+    `counts` is (examples, draws, sites) of the whole.
+    """
+
+    chunks: Callable[[], Iterator[Tensor]]
+    counts: Counts
+    axis: int = 0
+    like: Tensor | None = None
+    """A tensor of their dtype and device; without, the first chunk is made to find out."""
+
+
+class Compact(ABC):
+    """Data kept smaller than its elements, which knows their second moment without making them."""
+
+    counts: Counts
+    members: int = 1
+    """Of how many members of a family each element consists."""
+    axis: int = 0
+    dear: bool = False
+    """Whether the elements cost much more than their second moment: forms are then solved from its matrix."""
+
+    @abstractmethod
+    def tensor(self) -> Tensor:
+        """What is kept."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The elements, (examples, draws, sites, *space.shape)."""
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The elements in pieces along `axis`, as those of `Chunked`."""
+        yield self.dense()
+
+    @abstractmethod
+    def moments(self, weight: float) -> Tensor:
+        """weight Σ x xᵀ for every member, (members, d, d)."""
+
+
+class WithOne(Compact):
+    """Points of an affine space, (examples, draws, sites, *[members], d), as elements of its hull: (a, 1)."""
+
+    def __init__(self, points: Tensor):
+        self.points = points
+        self.counts: Counts = tuple(points.shape[:3])  # type: ignore[assignment]
+        self.members = points.shape[3] if points.ndim == 5 else 1
+
+    def tensor(self) -> Tensor:
+        return self.points
+
+    def dense(self) -> Tensor:
+        return torch.cat([self.points, self.points.new_ones(*self.points.shape[:-1], 1)], dim=-1)
+
+    def moments(self, weight: float) -> Tensor:
+        x = self.points.reshape(*self.counts, self.members, -1)
+        total, mass = x.sum((0, 1, 2)) * weight, weight * x.shape[:3].numel()
+        if self.members > 1 or x.requires_grad:
+            return with_borders(grams(x, weight), total, mass)
+        d = x.shape[-1]
+        out = x.new_empty(1, d + 1, d + 1)
+        gram(x.flatten(0, 3), weight, out[0, :d, :d])
+        return bordered(out, total, mass)
+
+
+Data = Tensor | OneHot | Chunked | Compact

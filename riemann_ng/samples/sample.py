@@ -1,0 +1,207 @@
+"""Samples: elements of a space with a measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..elements import Covector, Element, Vector, check_components, describe, element
+from ..errors import ShapeMismatch, SpaceMismatch
+from ..linear_maps import LinearMap
+from ..spaces import Family, VectorSpace
+from .data import Chunked, Compact, Data, OneHot
+from .measures import Counts, Measure
+from .products import grams
+
+
+class Sample:
+    """Elements of `space`, weighted by `measure` (default: a probability).
+
+    `data` is a tensor (examples, draws, sites, *space.shape) or (examples, *space.shape), a `OneHot`, `Chunked` or
+    `Compact`.
+    One rule ties it to inner products: a sample of U has its second moment as an inner product on U.dual.
+    """
+
+    __slots__ = ("counts", "data", "measure", "name", "space", "through")
+
+    def __init__(self, space: VectorSpace, data: Data, measure: Measure | None = None, name: str = "sample"):
+        self.space, self.name = space, name
+        self.through: tuple[LinearMap, ...] = ()  # maps that are not natural: the elements do not move as others do
+        self.measure = Measure.probability() if measure is None else measure
+        self.data = data
+        if isinstance(data, OneHot):
+            indices = data.indices
+            if (
+                indices.is_floating_point()
+                or indices.ndim not in (1, 3)
+                or not bool(((indices >= 0) & (indices < space.dim)).all())
+            ):
+                raise ShapeMismatch(
+                    f"ShapeMismatch in Sample: one-hot data of {space} are integers below {space.dim}, "
+                    f"shaped (examples,) or (examples, draws, sites); got {describe(indices)}."
+                )
+            self.data = replace(data, indices=indices.reshape(-1, 1, 1) if indices.ndim == 1 else indices)
+            self.counts: Counts = tuple(self.data.indices.shape)  # type: ignore[assignment]
+        elif isinstance(data, (Chunked, Compact)):
+            self.counts = data.counts
+        else:
+            tensor = check_components("Sample", space, space.shape, data)
+            lead = tuple(tensor.shape[: tensor.ndim - len(space.shape)])
+            if len(lead) not in (1, 3):
+                raise ShapeMismatch(
+                    f"ShapeMismatch in Sample: data of {space} are (examples, draws, sites, *{list(space.shape)}) or "
+                    f"(examples, *{list(space.shape)}), got {describe(data)}. "
+                    f"Insert the missing dimensions of size one."
+                )
+            self.counts = (lead[0], 1, 1) if len(lead) == 1 else lead  # type: ignore[assignment]
+            self.data = tensor.reshape(*self.counts, space.dim)
+        if 0 in self.counts:
+            raise ShapeMismatch(f"ShapeMismatch in Sample: no elements of {space}: counts {self.counts}.")
+        if self.measure.mask is not None and self.measure.mask.numel() != self.counts[0] * self.counts[2]:
+            raise ShapeMismatch(
+                f"ShapeMismatch in Sample: a mask of {space} is (examples, sites) = "
+                f"({self.counts[0]}, {self.counts[2]}), got {list(self.measure.mask.shape)}."
+            )
+
+    @classmethod
+    def of_cotangents(cls, space: VectorSpace, data: Data, draws: str = "exact", name: str = "cotangents") -> Sample:
+        """Covectors on `space`: `draws` are "exact" output directions or "monte carlo" ones."""
+        return cls(space.dual, data, Measure.exact() if draws == "exact" else Measure.monte_carlo(), name)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | float]]:
+        """Flat elements (n, k, t, dim) and what they weigh, piece by piece."""
+        return self._pieces_with(self.measure.weights(self.counts))
+
+    def _pieces_with(self, weights: Tensor | float) -> Iterator[tuple[Tensor, Tensor | float]]:
+        if isinstance(self.data, (Chunked, Compact)):
+            start, axis = 0, self.data.axis
+            for chunk in self.data.chunks():
+                flat = chunk.reshape(*chunk.shape[:3], self.space.dim)
+                size = flat.shape[axis]
+                narrow = isinstance(weights, Tensor) and weights.shape[axis] > 1
+                yield flat, weights.narrow(axis, start, size) if narrow else weights  # type: ignore[union-attr]
+                start += size
+            if start != self.counts[axis]:
+                raise ShapeMismatch(
+                    f"ShapeMismatch in Sample: the chunks of {self.name} hold {start} of {self.counts[axis]} "
+                    f"{'examples' if axis == 0 else 'draws'} of {self.space}."
+                )
+        else:
+            yield self.dense(), weights
+
+    def dense(self) -> Tensor:
+        """All elements, (examples, draws, sites, dim)."""
+        if isinstance(self.data, Tensor):
+            return self.data
+        if isinstance(self.data, OneHot):
+            return torch.nn.functional.one_hot(self.data.indices, self.space.dim).to(self.data.dtype)
+        if isinstance(self.data, Compact):
+            return self.data.dense().reshape(*self.counts, self.space.dim)
+        return torch.cat([flat for flat, _ in self._pieces()], dim=self.data.axis)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor().dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor().device
+
+    def tensor(self) -> Tensor:
+        """A tensor of the data, for its dtype and device; of one-hot data an empty one."""
+        if isinstance(self.data, OneHot):
+            return torch.empty(0, dtype=self.data.dtype, device=self.data.indices.device)
+        if isinstance(self.data, Compact):
+            return self.data.tensor()
+        if isinstance(self.data, Chunked) and self.data.like is not None:
+            return self.data.like
+        return self.data if isinstance(self.data, Tensor) else next(self.data.chunks())
+
+    def weighted_pieces(self) -> Iterator[Tensor]:
+        """The elements times the roots of their weights, one a row, piece by piece: RᵀR is the second moment."""
+        for x, w in self._pieces():
+            yield (x * (w**0.5 if isinstance(w, float) else w.to(x).sqrt()[..., None])).flatten(0, 2)
+
+    def moment(self) -> Tensor:
+        """The second moment Σ w x xᵀ as a matrix; of one-hot data only its diagonal, as a vector."""
+        if isinstance(self.data, OneHot):
+            weights = torch.as_tensor(self.measure.weights(self.counts), dtype=self.data.dtype, device=self.device)
+            indices = self.data.indices.flatten()
+            return torch.zeros(self.space.dim, dtype=self.data.dtype, device=self.device).index_add(
+                0, indices, weights.broadcast_to(self.counts).flatten()
+            )
+        return self._moments(1)[0]
+
+    def member_moments(self) -> Tensor:
+        """One second moment for each member of a family, (members, d, d)."""
+        return self._moments(self.space.members if isinstance(self.space, Family) else 1)
+
+    def _moments(self, members: int) -> Tensor:
+        weight = self.measure.weights(self.counts)
+        if isinstance(self.data, Compact) and isinstance(weight, float) and self.data.members == members:
+            return self.data.moments(weight)
+        total: Tensor | None = None
+        for x, w in self._pieces():
+            x = x.unflatten(-1, (members, -1))
+            part = grams(x, w) if isinstance(w, float) else grams(x * w.to(x).sqrt()[..., None, None])
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def mean(self) -> Vector | Covector:
+        """Σ w x / Σ w."""
+        total, mass = None, None
+        for x, w in self._pieces():
+            weights = torch.as_tensor(w, dtype=x.dtype, device=x.device).broadcast_to(x.shape[:3])
+            part, share = torch.tensordot(weights, x, dims=3), weights.sum()
+            total, mass = (part, share) if total is None or mass is None else (total + part, mass + share)
+        assert total is not None and mass is not None
+        return element(self.space, total / mass)
+
+    def __call__(self, other: Element) -> Tensor:
+        """Every element paired with one element of the dual: (examples, draws, sites)."""
+        if not isinstance(other, Element) or other.lives_in != self.space.dual:
+            raise SpaceMismatch(f"SpaceMismatch in {self.name}: expected an element of {self.space.dual}, got {other}.")
+        pieces = [x @ other.components for x, _ in self._pieces()]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.data.axis)  # type: ignore[union-attr]
+
+    def reduced(self) -> Sample:
+        """One element per example and draw: the mean of inputs over sites, the sum of cotangents."""
+        n, k, t = self.counts
+        if t == 1 and self.measure.mask is None and self.measure.given is None:
+            return self
+        shares = self.measure.share_of_sites(self.counts)
+
+        def chunks() -> Iterator[Tensor]:
+            for x, share in self._pieces_with(shares):
+                combined = x * (share.to(x)[..., None] if isinstance(share, Tensor) else share)
+                yield combined.sum(2, keepdim=True).reshape(*x.shape[:2], 1, *self.space.shape)
+
+        data: Data
+        if isinstance(self.data, (Chunked, Compact)) and self.data.axis == 1:
+            data = Chunked(chunks, (n, k, 1), 1, self.tensor())
+        else:
+            data = torch.cat(list(chunks()))
+        reduced = Sample(self.space, data, self.measure.reduced(self.counts), f"{self.name}, reduced")
+        reduced.through = self.through
+        return reduced
+
+    def map(self, phi: LinearMap) -> Sample:
+        """The sample of the images: same measure, elements carried by a linear map."""
+        if phi.domain != self.space:
+            raise SpaceMismatch(f"SpaceMismatch in Sample.map: {phi} does not take elements of {self.space}.")
+        images = phi._apply(self.dense())
+        data = images.reshape(*images.shape[:3], *phi.codomain.shape)
+        mapped = Sample(phi.codomain, data, self.measure, self.name)
+        mapped.through = self.through if phi.natural else (*self.through, phi)
+        return mapped
+
+    def __repr__(self) -> str:
+        n, k, t = self.counts
+        return f"Sample({self.space!r}, {self.name!r}, examples={n}, draws={k}, sites={t}, {self.measure.kind})"
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.space}"
