@@ -4,6 +4,7 @@ from .algebra import Expressions as Expressions
 from .base import InnerProduct as InnerProduct
 from .base import kind as kind
 from .damping import damp_factors as damp_factors
+from .damping import euclidean_on_translations as euclidean_on_translations
 from .diagonal import Diagonal as Diagonal
 from .diagonal import Euclidean as Euclidean
 from .direct_sum import BlockDiagonal as BlockDiagonal
@@ -19,3 +20,4 @@ from .moment import second_moment as second_moment
 from .rotated import RotatedDiagonal as RotatedDiagonal
 from .sums import Scaled as Scaled
 from .sums import Sum as Sum
+from .symmetries import explain_symmetry as explain_symmetry

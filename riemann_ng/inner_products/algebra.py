@@ -7,9 +7,10 @@ import math
 from torch import Tensor
 
 from ..elements import Scalar, describe
-from ..errors import DtypeMismatch, NotAnInnerProduct
-from ..linear_maps import LinearMap
-from .base import Algebra, InnerProduct
+from ..errors import NotAnInnerProduct
+from ..linear_maps import NATURAL, LinearMap
+from .base import InnerProduct
+from .common import Algebra, one_kind
 from .diagonal import Diagonal, Euclidean
 from .direct_sum import BlockDiagonal
 from .functors import Dual, Pullback, Quotient
@@ -18,7 +19,7 @@ from .sums import Scaled, Sum
 from .symmetries import with_frame, with_lines
 
 
-class Expressions(Algebra):
+class Expressions(Algebra[InnerProduct]):
     def sum(self, g: InnerProduct, h: InnerProduct) -> InnerProduct:
         one_kind(g, h, "+")
         if not (isinstance(g, Euclidean) and isinstance(h, Euclidean)):
@@ -37,10 +38,10 @@ class Expressions(Algebra):
         return forms[0] if len(forms) == 1 else Sum(forms)
 
     def scale(self, c: Scalar, g: InnerProduct) -> InnerProduct:
-        number = isinstance(c, (int, float)) or (isinstance(c, Tensor) and c.ndim == 0)
-        if not number or not math.isfinite(float(c)) or float(c) <= 0:
+        value = number(c)
+        if value is None or not math.isfinite(value) or value <= 0:
             raise NotAnInnerProduct(
-                f"NotAnInnerProduct in *: {g!r} times {describe(c) if not number else float(c)}. "
+                f"NotAnInnerProduct in *: {g!r} times {describe(c) if value is None else value}. "
                 f"A multiple of an inner product is by a positive finite number; leave a term of weight zero out."
             )
         if isinstance(c, (int, float)) and c == 1:
@@ -55,7 +56,10 @@ class Expressions(Algebra):
 
     def product(self, g: InnerProduct, h: InnerProduct) -> InnerProduct:
         one_kind(g, h, "*")
-        scalars, factors = 1.0, []
+        if isinstance(g, Euclidean) and isinstance(h, Euclidean):
+            return Euclidean(g.space * h.space)
+        scalars: Scalar = 1.0
+        factors: list[InnerProduct] = []
         for form in (g, h):
             if isinstance(form, Scaled) and form.c_symmetry == type(form.c_symmetry).natural():
                 scalars, form = scalars * form.scalar, form.of
@@ -83,17 +87,26 @@ class Expressions(Algebra):
             if g.structure.kind in ("identity", "diagonal"):
                 return g
             name = f"diagonal of {g.expression()}"
-            return Diagonal.of(g.space, g.diagonal_entries(), name, with_lines(g.symmetry, g.space, f"({g.expression()}).diagonal()"))
+            return Diagonal.of(
+                g.space, g.diagonal_entries(), name, with_lines(g.symmetry, g.space, f"({g.expression()}).diagonal()")
+            )
         in_frame = g.pullback(basis)
         name = f"diagonal of {g.expression()} in {basis.name}"
         symmetry = with_frame(g.symmetry, g.space, basis.name, name)
         entries = Diagonal.of(basis.domain, in_frame.diagonal_entries(), name, symmetry)
         inverse = basis.inverse(entries.entries)
-        inverse.natural = True  # its constants are in the symmetry already
+        inverse.symmetry = NATURAL  # its constants are in the symmetry already
         return Pullback(inverse, entries)
 
     def quotient(self, g: InnerProduct, kernel: LinearMap) -> InnerProduct:
         return Quotient(g, kernel)
+
+
+def number(c: object) -> float | None:
+    """The value of a number or of a tensor of no dimension, None for anything else."""
+    if isinstance(c, Tensor):
+        return float(c.detach()) if c.ndim == 0 and c.dtype.is_floating_point else None
+    return float(c) if isinstance(c, (int, float)) and not isinstance(c, bool) else None
 
 
 def terms(g: InnerProduct) -> list[tuple[Scalar, InnerProduct]]:
@@ -102,14 +115,6 @@ def terms(g: InnerProduct) -> list[tuple[Scalar, InnerProduct]]:
     if isinstance(g, Scaled) and g.c_symmetry == type(g.c_symmetry).natural():
         return [(g.scalar, g.of)]
     return [(1.0, g)]
-
-
-def one_kind(g: InnerProduct, h: InnerProduct, call: str) -> None:
-    if (g.dtype or h.dtype) != (h.dtype or g.dtype) or (g.device or h.device) != (h.device or g.device):
-        raise DtypeMismatch(
-            f"DtypeMismatch in {call}: {g!r} in {g.dtype} on {g.device}, {h!r} in {h.dtype} on {h.device}. "
-            f"Bring one to the other with .to(...) where its tensors are made."
-        )
 
 
 InnerProduct.algebra = Expressions()

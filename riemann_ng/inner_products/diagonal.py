@@ -1,4 +1,4 @@
-"""Forms that are diagonal in the coordinates: the Euclidean one, which names a basis and nothing else, and weighted ones."""
+"""Forms that are diagonal in the coordinates: the Euclidean one, which names a basis alone, and weighted ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..elements import describe
-from ..errors import NonFinite, NotAnInnerProduct, ShapeMismatch
+from ..errors import DtypeMismatch, NonFinite, NotAnInnerProduct, ShapeMismatch
 from ..factorizations import DiagonalFactor, Factorization, IdentityFactor
 from ..solvers import Structure
 from ..spaces import DirectSum, VectorSpace, tensor_product
@@ -21,7 +21,7 @@ from .symmetries import of_euclidean, of_matrix
 class Euclidean(InnerProduct):
     """The form whose orthonormal basis is the coordinates, of any dtype on any device. It keeps only their symmetries.
 
-    On a hull it also names the coordinate origin; to keep translations, damp the translations alone (see `damping.py`).
+    On a hull it also names the coordinate origin; to keep translations, damp by `euclidean_on_translations`.
     """
 
     def __init__(self, space: VectorSpace):
@@ -73,7 +73,12 @@ class Diagonal(InnerProduct):
     def __init__(self, space: VectorSpace, entries: Tensor, name: str = "entries"):
         if not isinstance(entries, Tensor) or tuple(entries.shape) not in (space.shape, (space.dim,)):
             raise ShapeMismatch(
-                f"ShapeMismatch in Diagonal: entries on {space} have shape {list(space.shape)}, got {describe(entries)}."
+                f"ShapeMismatch in Diagonal: entries on {space} have shape {list(space.shape)}, "
+                f"got {describe(entries)}."
+            )
+        if not entries.dtype.is_floating_point:
+            raise DtypeMismatch(
+                f"DtypeMismatch in Diagonal: the entries on {space} must be floating point, got {describe(entries)}."
             )
         if not bool(entries.isfinite().all()):
             raise NonFinite(f"NonFinite in Diagonal: the entries on {space} hold NaN or infinity.")
@@ -119,9 +124,9 @@ class Diagonal(InnerProduct):
         return f"Diagonal({self.space}, {self.name})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        if other.structure.kind != "diagonal":
+        if other.structure.kind not in ("diagonal", "identity"):
             return super().blended(other, weight)
-        entries = self.entries.lerp(other.diagonal_entries(), weight)
+        entries = self.entries.lerp(other.diagonal_entries(self.entries), weight)
         return Diagonal.of(self.space, entries, self.name, self.symmetry + other.symmetry)
 
     def own_state(self) -> State:

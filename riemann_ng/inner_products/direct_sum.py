@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..elements import Covector, Element, Vector
-from ..errors import DegenerateMetric
+from ..errors import DegenerateMetric, SpaceMismatch
 from ..factorizations import BlockFactor, Factorization
-from ..solvers import Solver, Structure
+from ..solvers import Eigen, Solver, Structure
 from ..solvers.base import checked_covector
 from ..spaces import DirectSum, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import cost, one_kind
 
 
 @kind("direct sum")
@@ -32,7 +33,7 @@ class BlockDiagonal(InnerProduct):
         return torch.cat([g.flat_components(x[..., slices[name]]) for name, g in self.parts.items()], dim=-1)
 
     def flat(self, v: Element) -> Covector:
-        if v.in_one_piece or v.lives_in != self.space:
+        if not isinstance(v, Element) or v.in_one_piece or v.lives_in != self.space:
             return super().flat(v)
         blocks = {name: g.flat(v.component(name)).data for name, g in self.parts.items()}
         return Covector._of(self.space.dual, None, blocks)
@@ -72,18 +73,19 @@ class BlockDiagonal(InnerProduct):
     @property
     def structure(self) -> Structure:
         parts = [g.structure for g in self.parts.values()]
-        direct = None if any(p.direct is None for p in parts) else sum(p.direct or 0.0 for p in parts)
-        apply = sum(p.apply for p in parts)
+        direct, apply = sum(cost(p) for p in parts), sum(p.apply for p in parts)
         return Structure("direct sum", self.space.dim, direct, apply, sum(p.rank for p in parts))
 
     def direct_factorization(self, method: str) -> Factorization | None:
-        if self.structure.direct is None:
-            return None
-        probe = torch.empty(0, **self._options(None))
-        if method == "cholesky":
-            return BlockFactor([g.factorization(probe) for g in self.parts.values()])
-        blocks = [g.direct_factorization(method) for g in self.parts.values()]
-        return BlockFactor([b for b in blocks if b is not None])
+        if self.dtype is None and any(g.structure.kind != "identity" for g in self.parts.values()):
+            return None  # made for the dtype asked for, which only a dense matrix is
+        probe, parts = torch.empty(0, **self._options(None)), self.parts.values()
+        return BlockFactor(
+            [g.factorization(probe) if method == "cholesky" else Eigen().factorize(g, probe) for g in parts]
+        )
+
+    def rank(self, like: Tensor | None = None) -> int:
+        return sum(g.rank(torch.empty(0, **self._options(like))) for g in self.parts.values())
 
     def summands(self) -> dict[str, InnerProduct]:
         return self.parts
@@ -106,10 +108,18 @@ class BlockDiagonal(InnerProduct):
 
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> BlockDiagonal:
-        assert isinstance(space, DirectSum)
+        if not isinstance(space, DirectSum) or set(space) != set(state["parts"]):
+            raise SpaceMismatch(
+                f"SpaceMismatch in from_state: the state of a direct sum of {', '.join(map(repr, state['parts']))} "
+                f"does not fit {space}."
+            )
         return cls({name: InnerProduct.from_state(space[name], part) for name, part in state["parts"].items()})
 
 
 def direct_sum(parts: Mapping[str, InnerProduct] | None = None, **named: InnerProduct) -> BlockDiagonal:
     """The form on the direct sum of the spaces: `direct_sum({"fc1": g, "fc2": h})` or `direct_sum(fc1=g, fc2=h)`."""
-    return BlockDiagonal({**(parts or {}), **named})
+    forms = {**(parts or {}), **named}
+    typed = [g for g in forms.values() if g.dtype is not None]
+    for g in typed[1:]:
+        one_kind(typed[0], g, "direct_sum")
+    return BlockDiagonal(forms)

@@ -11,10 +11,11 @@ from ..errors import SpaceMismatch
 from ..factorizations import Factorization, InverseFactor, factorize_dense, factorize_rows
 from ..linear_maps import LinearMap
 from ..solvers import Structure
-from ..spaces import Space, VectorSpace
+from ..spaces import Derived, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .symmetries import with_frame
+from .common import bracketed, degenerate_of
+from .symmetries import along
 
 
 @kind("dual")
@@ -25,7 +26,8 @@ class Dual(InnerProduct):
         self.of, self.space = of, of.space.dual
 
     def flat_components(self, x: Tensor) -> Tensor:
-        return self.of.factorization(x).solve(x)
+        with degenerate_of(self.of.space, self.of.rank, "dual"):
+            return self.of.factorization(x).solve(x)
 
     def tensors(self) -> Iterator[Tensor]:
         return self.of.tensors()
@@ -35,16 +37,15 @@ class Dual(InnerProduct):
         s = self.of.structure
         return Structure("dual", s.dim, s.apply, 2.0 * s.dim**2, s.dim)
 
-    def direct_factorization(self, method: str) -> Factorization:
-        return InverseFactor(self.of.flat_components, self.of.factorization())
+    def direct_factorization(self, method: str) -> Factorization | None:
+        return None if self.dtype is None else InverseFactor(self.of.flat_components, self.of.factorization())
 
     @property
     def symmetry(self) -> Symmetry:
         return self.of.symmetry**-1
 
     def expression(self) -> str:
-        text = self.of.expression()
-        return f"({text}).dual" if " " in text else f"{text}.dual"
+        return f"{bracketed(self.of.expression(), '+*')}.dual"
 
     def own_state(self) -> State:
         return {"of": self.of.state()}
@@ -58,7 +59,7 @@ class Dual(InnerProduct):
 class Pullback(InnerProduct):
     """`Pullback(φ, h)`, the form h(φ u, φ u') on the domain of φ, without a matrix.
 
-    A map that comes with spaces or data (`natural`) keeps the symmetries of h; a constant one keeps few.
+    It keeps what h and the map keep: a map that comes with spaces or data all, a constant one little.
     """
 
     def __init__(self, phi: LinearMap, of: InnerProduct):
@@ -70,8 +71,7 @@ class Pullback(InnerProduct):
         return self.phi._transpose(self.of.flat_components(self.phi._apply(x)))
 
     def tensors(self) -> Iterator[Tensor]:
-        if self.phi._matrix is not None:
-            yield self.phi._matrix
+        yield from self.phi._tensors
         yield from self.of.tensors()
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
@@ -94,41 +94,25 @@ class Pullback(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        if self.phi.natural:
-            return self.of.symmetry
-        constant = f"Pullback({self.phi.name}, ...)"
-        return with_frame(with_frame(self.of.symmetry, self.space, self.phi.name, constant), self.of.space, self.phi.name, constant)
+        return along(self.of.symmetry, self.phi, f"Pullback({self.phi.name}, ...)")
 
     def expression(self) -> str:
         return f"Pullback({self.phi.name}, {self.of.expression()})"
-
-    def own_state(self) -> State:
-        raise_no_state(self)
-        return {}
-
-    @classmethod
-    def restore(cls, space: VectorSpace, state: State) -> Pullback:
-        raise_no_state(None)
-        raise AssertionError
-
-
-def raise_no_state(form: InnerProduct | None) -> None:
-    raise SpaceMismatch(f"SpaceMismatch in state: {form!r} holds a map given by functions, which cannot be stored.")
 
 
 @kind("quotient")
 class Quotient(InnerProduct):
     """The form on V/K: the length of a class is that of its shortest member. `projection` is V → V/K.
 
-    If g vanishes on K it is g itself seen on classes; where g is definite it is the Schur complement. The components on V/K
-    are those along an orthonormal complement of K, a choice that shows in no length.
+    If g vanishes on K it is g itself seen on classes; where g is definite it is the Schur complement. The components on
+    V/K are those along an orthonormal complement of K, a choice that shows in no length.
     """
 
     def __init__(self, of: InnerProduct, kernel: LinearMap, like: Tensor | None = None):
         if kernel.codomain != of.space:
             raise SpaceMismatch(f"SpaceMismatch in quotient: {kernel} is no inclusion into {of.space}.")
-        G = of.dense_matrix(like)
-        K = kernel.matrix(G)
+        K = kernel.matrix(torch.empty(0, **of._options(like)))
+        G = of.dense_matrix(K)
         r = K.shape[1]
         if r >= G.shape[0] or int(torch.linalg.matrix_rank(K)) < r:
             raise SpaceMismatch(
@@ -136,9 +120,10 @@ class Quotient(InnerProduct):
                 f"{int(torch.linalg.matrix_rank(K))} of {r} in dimension {G.shape[0]}."
             )
         self.of, self.kernel = of, kernel
-        self.space: VectorSpace = Space(f"({of.space})/({kernel.domain})", G.shape[0] - r)
+        self.space: VectorSpace = Derived(f"({of.space})/({kernel.domain})", of.space, G.shape[0] - r)
         section = torch.linalg.qr(K, mode="complete")[0][:, r:]
-        self.projection = LinearMap(of.space, self.space, section.mT, "projection", natural=kernel.natural)
+        up_to_scale = None if kernel.symmetry is None else kernel.symmetry * kernel.symmetry**-1
+        self.projection = LinearMap(of.space, self.space, section.mT, "projection", up_to_scale)
         GK = G @ K
         shortest = G - GK @ torch.linalg.pinv(K.mT @ GK, hermitian=True) @ GK.mT
         self.entries = section.mT @ shortest @ section
@@ -152,6 +137,9 @@ class Quotient(InnerProduct):
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
         return self.entries
 
+    def dense_blocks(self) -> Tensor:
+        return self.entries
+
     @property
     def structure(self) -> Structure:
         d = self.space.dim
@@ -162,18 +150,7 @@ class Quotient(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        if self.kernel.natural:
-            return self.of.symmetry
-        return with_frame(self.of.symmetry, self.of.space, self.kernel.name, f"quotient by {self.kernel.name}")
+        return along(self.of.symmetry, self.kernel, f"quotient by {self.kernel.name}", up_to_scale=True)
 
     def expression(self) -> str:
-        return f"({self.of.expression()}).quotient({self.kernel.name})"
-
-    def own_state(self) -> State:
-        raise_no_state(self)
-        return {}
-
-    @classmethod
-    def restore(cls, space: VectorSpace, state: State) -> Quotient:
-        raise_no_state(None)
-        raise AssertionError
+        return f"{bracketed(self.of.expression(), '+*')}.quotient({self.kernel.name})"

@@ -27,6 +27,8 @@ class Gram(InnerProduct):
     from data and moves with the frames.
     """
 
+    always_direct = True
+
     def __init__(
         self,
         space: VectorSpace,
@@ -35,7 +37,9 @@ class Gram(InnerProduct):
         name: str = "matrix",
         natural: bool = False,
     ):
-        self._set(space, matrix, name, Symmetry.natural() if natural else of_matrix(space, name, f"Gram({space}, {name})"))
+        self._set(
+            space, matrix, name, Symmetry.natural() if natural else of_matrix(space, name, f"Gram({space}, {name})")
+        )
         if validate:
             self._validate()
 
@@ -53,12 +57,16 @@ class Gram(InnerProduct):
         M, space = self.entries, self.space
         shape = (space.members, space.of.dim, space.of.dim) if isinstance(space, Family) else (space.dim, space.dim)
         if not isinstance(M, Tensor) or tuple(M.shape) != shape:
-            raise ShapeMismatch(f"ShapeMismatch in Gram: a form on {space} has a matrix {list(shape)}, got {describe(M)}.")
+            raise ShapeMismatch(
+                f"ShapeMismatch in Gram: a form on {space} has a matrix {list(shape)}, got {describe(M)}."
+            )
         if not M.dtype.is_floating_point:
-            raise DtypeMismatch(f"DtypeMismatch in Gram: the matrix on {space} must be floating point, got {describe(M)}.")
+            raise DtypeMismatch(
+                f"DtypeMismatch in Gram: the matrix on {space} must be floating point, got {describe(M)}."
+            )
         if not bool(M.isfinite().all()):
             raise NonFinite(f"NonFinite in Gram: the matrix on {space} holds NaN or infinity.")
-        gap, size = float((M - M.mT).abs().max()), float(M.abs().max())
+        gap, size = float((M - M.mT).detach().abs().max()), float(M.detach().abs().max())
         if gap > 1e2 * tolerance_of(M) * size:
             raise NotAnInnerProduct(
                 f"NotAnInnerProduct in Gram: the matrix on {space} is not symmetric: it differs from its transpose "
@@ -84,6 +92,9 @@ class Gram(InnerProduct):
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
         return self.entries if self.entries.ndim == 2 else torch.block_diag(*self.entries)
 
+    def dense_blocks(self) -> Tensor:
+        return self.entries
+
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         return self.entries.diagonal(dim1=-2, dim2=-1).flatten()
 
@@ -103,9 +114,9 @@ class Gram(InnerProduct):
         return f"Gram({self.space}, {self.name})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        if other.structure.kind != "dense":
+        theirs = other.dense_blocks()
+        if theirs is None or theirs.ndim != self.entries.ndim:
             return super().blended(other, weight)
-        theirs = matrix_of(other)
         return Gram.of(self.space, self.entries.lerp(theirs, weight), self.name, self.symmetry + other.symmetry)
 
     def own_state(self) -> State:
@@ -114,11 +125,6 @@ class Gram(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> Gram:
         return cls.of(space, state["matrix"], state["name"], Symmetry.from_state(state["symmetry"]))
-
-
-def matrix_of(g: InnerProduct) -> Tensor:
-    """The matrix of a dense form, (m, d, d) on a family."""
-    return g.entries if isinstance(g, Gram) else g.member_matrices()  # type: ignore[attr-defined, no-any-return]
 
 
 @kind("low rank")
@@ -130,6 +136,12 @@ class LowRank(InnerProduct):
             raise ShapeMismatch(
                 f"ShapeMismatch in LowRank: rows on {space} have shape [rank, {space.dim}], got {describe(rows)}."
             )
+        if not rows.dtype.is_floating_point:
+            raise DtypeMismatch(
+                f"DtypeMismatch in LowRank: the rows on {space} must be floating point, got {describe(rows)}."
+            )
+        if not bool(rows.isfinite().all()):
+            raise NonFinite(f"NonFinite in LowRank: the rows on {space} hold NaN or infinity.")
         source = f"LowRank({space}, {name})"
         self.space, self._rows, self.name = space, rows, name
         self._symmetry = Symmetry.natural() if natural else of_matrix(space, name, source)

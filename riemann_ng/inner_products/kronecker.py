@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..errors import SpaceMismatch
 from ..factorizations import Factorization, FrameFactor, KroneckerFactor
-from ..solvers import Structure
+from ..solvers import Eigen, Structure
 from ..spaces import Family, VectorSpace, tensor_product
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import bracketed, cost
 
 
 @kind("product")
@@ -60,27 +61,34 @@ class Kronecker(InnerProduct):
         probe = torch.empty(0, **self._options(like))
         total = torch.ones(1, 1, **self._options(like))
         for g in self.factors:
-            total = torch.kron(total, g.dense_matrix(probe))
+            total = torch.einsum("ij,kl->ikjl", total, g.dense_matrix(probe)).flatten(2).flatten(0, 1)
         return total
 
     @property
     def structure(self) -> Structure:
         parts = [g.structure for g in self.factors]
         each = [self.space.dim // p.dim for p in parts]
-        direct = None if any(p.direct is None for p in parts) else sum(p.direct or 0.0 for p in parts)
+        direct = sum(cost(p) for p in parts)
         apply = sum(e * p.apply for e, p in zip(each, parts, strict=True))
         rank = min(self.space.dim, prod(p.rank for p in parts))
         return Structure("product", self.space.dim, direct, apply, rank)
 
+    @property
+    def always_direct(self) -> bool:  # type: ignore[override]
+        return all(g.always_direct for g in self.factors)
+
     def direct_factorization(self, method: str) -> Factorization | None:
-        """The product of what `Auto` makes of the factors, kept with them: a factor in two products is factorized once."""
-        if self.structure.direct is None:
-            return None
-        if method != "cholesky":
-            parts = [g.direct_factorization(method) for g in self.factors]
-            return KroneckerFactor([p for p in parts if p is not None], self.dims, self.members)
+        """The product of what `Auto` makes of the factors, kept with them: one in two products is factorized once."""
+        if self.dtype is None and any(g.structure.kind != "identity" for g in self.factors):
+            return None  # made for the dtype asked for, which only a dense matrix is
         probe = torch.empty(0, **self._options(None))
-        return KroneckerFactor([g.factorization(probe) for g in self.factors], self.dims, self.members)
+        parts = [g.factorization(probe) if method == "cholesky" else Eigen().factorize(g, probe) for g in self.factors]
+        return KroneckerFactor(parts, self.dims, self.members)
+
+    def rank(self, like: Tensor | None = None) -> int:
+        if self.members > 1:
+            return super().rank(like)
+        return prod(g.rank(torch.empty(0, **self._options(like))) for g in self.factors)
 
     def factors_on(self, spaces: tuple[VectorSpace, ...]) -> tuple[InnerProduct, ...] | None:
         return self.factors if spaces == tuple(g.space for g in self.factors) else super().factors_on(spaces)
@@ -107,7 +115,7 @@ class Kronecker(InnerProduct):
         return symmetry
 
     def expression(self) -> str:
-        return " * ".join(f"({text})" if " + " in text else text for text in (g.expression() for g in self.factors))
+        return " * ".join(bracketed(g.expression()) for g in self.factors)
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         theirs = other.factors_on(tuple(g.space for g in self.factors))

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from ..factorizations import DiagonalFactor, Factorization, factorize_dense, factorize_rows, fold_rows
-from ..samples import OneHot, Sample
+from ..samples import Compact, OneHot, Sample
 from ..solvers import Structure
 from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .diagonal import Diagonal
-from .gram import Gram, matrix_of
+from .gram import Gram
+from .symmetries import along
 
 
 @kind("second moment")
 class SecondMoment(InnerProduct):
     """`second_moment(sample)`: a sample of U has Σ w x ⊗ x as an inner product on U.dual, which knows its sample.
 
-    It is solved from the rows of the sample by QR, never through the matrix. On a family it is one form for each member,
-    unless `joint`. One-hot samples have diagonal moments.
+    It is solved from the rows of the sample by QR, never through the matrix. On a family it is one form for each
+    member, unless `joint`. One-hot samples have diagonal moments.
     """
 
     def __init__(self, sample: Sample, joint: bool = False):
@@ -39,14 +40,18 @@ class SecondMoment(InnerProduct):
     def one_hot(self) -> bool:
         return isinstance(self.sample.data, OneHot)
 
+    @property
+    def dear(self) -> bool:
+        """Whether only the matrix is to be had at a fair price."""
+        return isinstance(self.sample.data, Compact) and self.sample.data.dear
+
     def member_matrices(self) -> Tensor:
         """The matrix (d, d); on a family (m, d, d); of a one-hot sample its diagonal."""
         if "matrix" in self._kept:
             return self._kept["matrix"]
         if self.members == 1:
             return self._keep("matrix", self.sample.moment())
-        rows = self.member_rows()
-        return self._keep("matrix", rows.mT @ rows)
+        return self._keep("matrix", self.sample.member_moments())
 
     def member_rows(self) -> Tensor:
         """Rows R (n, d), on a family (m, n, d), with RᵀR the moment; at most 2 d of them kept from chunked samples."""
@@ -58,7 +63,7 @@ class SecondMoment(InnerProduct):
         return self._keep("rows", rows.reshape(len(rows), self.members, -1).movedim(1, 0).contiguous())
 
     def rows(self) -> Tensor | None:
-        return self.member_rows() if self.members == 1 and not self.one_hot else None
+        return self.member_rows() if self.members == 1 and not self.one_hot and not self.dear else None
 
     def tensors(self) -> Iterator[Tensor]:
         yield self.sample.tensor()
@@ -67,7 +72,7 @@ class SecondMoment(InnerProduct):
         n, k, t = self.sample.counts
         if self.one_hot:
             return x * self.member_matrices()
-        if self.members == 1 and n * k * t < self.space.dim:
+        if self.members == 1 and n * k * t < self.space.dim and not self.dear:
             rows = self.member_rows()
             return (x @ rows.mT) @ rows
         return Gram.of(self.space, self.member_matrices(), "", self.symmetry).flat_components(x)
@@ -77,6 +82,9 @@ class SecondMoment(InnerProduct):
         if self.one_hot:
             return torch.diag(M)
         return M if M.ndim == 2 else torch.block_diag(*M)
+
+    def dense_blocks(self) -> Tensor | None:
+        return None if self.one_hot else self.member_matrices()
 
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         return self.member_matrices() if self.one_hot else self.member_matrices().diagonal(dim1=-2, dim2=-1).flatten()
@@ -94,31 +102,38 @@ class SecondMoment(InnerProduct):
     def direct_factorization(self, method: str) -> Factorization:
         if self.one_hot:
             return DiagonalFactor(self.member_matrices())
-        return factorize_rows(self.member_rows()) if method == "cholesky" else factorize_dense(self.member_matrices(), method)
+        return (
+            factorize_rows(self.member_rows())
+            if method == "cholesky" and not self.dear
+            else factorize_dense(self.member_matrices(), method)
+        )
 
     @property
     def symmetry(self) -> Symmetry:
-        return Symmetry.natural()
+        symmetry = Symmetry.natural()
+        for phi in self.sample.through:
+            symmetry = along(symmetry, phi.transpose, f"{self.sample} through {phi.name}")
+        return symmetry
 
     def expression(self) -> str:
         return f"second_moment({self.sample})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        if other.structure.kind != self.structure.kind:
-            return super().blended(other, weight)
-        symmetry, name = self.symmetry + other.symmetry, f"average of {self.expression()}"
-        if self.one_hot:
-            return Diagonal.of(self.space, self.member_matrices().lerp(other.diagonal_entries(), weight), name, symmetry)
-        return Gram.of(self.space, self.member_matrices().lerp(matrix_of(other), weight), name, symmetry)
+        mine, name = self.member_matrices(), f"average of {self.expression()}"
+        of = Diagonal.of if self.one_hot else Gram.of
+        return of(self.space, mine, name, self.symmetry).blended(other, weight)
 
     def own_state(self) -> State:
-        return {"matrix": self.member_matrices(), "name": self.expression(), "one hot": self.one_hot}
+        return {
+            "matrix": self.member_matrices(), "name": self.expression(), "one hot": self.one_hot,
+            "symmetry": self.symmetry.to_state(),
+        }  # fmt: skip
 
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> InnerProduct:
         """The sample is not kept in the state: the moment comes back as a natural matrix."""
         of = Diagonal.of if state["one hot"] else Gram.of
-        return of(space, state["matrix"], state["name"], Symmetry.natural())
+        return of(space, state["matrix"], state["name"], Symmetry.from_state(state["symmetry"]))
 
 
 def second_moment(sample: Sample, joint: bool = False) -> SecondMoment:

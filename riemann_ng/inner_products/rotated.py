@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor
 
 from ..elements import describe
-from ..errors import NotAnInnerProduct, ShapeMismatch
+from ..errors import NonFinite, NotAnInnerProduct, ShapeMismatch
 from ..factorizations import Factorization, FrameFactor
 from ..solvers import Structure
 from ..spaces import VectorSpace
@@ -27,23 +27,33 @@ class RotatedDiagonal(InnerProduct):
     """
 
     def __init__(
-        self, reference: InnerProduct, axes: Sequence[Tensor], spectrum: Tensor, name: str = "frame", natural: bool = False
+        self,
+        reference: InnerProduct,
+        axes: Sequence[Tensor],
+        spectrum: Tensor,
+        name: str = "frame",
+        natural: bool = False,
     ):
         self.reference, self.space, self.axes, self.name = reference, reference.space, tuple(axes), name
         self.spectrum, self.natural = spectrum, natural
         sides = [P.shape[-1] for P in axes]
         if any(P.ndim != 2 or P.shape[0] != P.shape[1] for P in axes) or prod(sides) != self.space.dim:
             raise ShapeMismatch(
-                f"ShapeMismatch in RotatedDiagonal: the axes of a frame of {self.space} are square matrices whose sizes "
-                f"multiply to {self.space.dim}, got {', '.join(map(describe, axes))}."
+                f"ShapeMismatch in RotatedDiagonal: the axes of a frame of {self.space} are square matrices whose "
+                f"sizes multiply to {self.space.dim}, got {', '.join(map(describe, axes))}."
             )
         if list(spectrum.shape) != sides:
             raise ShapeMismatch(
                 f"ShapeMismatch in RotatedDiagonal: one entry for each frame vector, {sides}, got {describe(spectrum)}."
             )
+        if not all(bool(t.isfinite().all()) for t in (*axes, spectrum)):
+            raise NonFinite(
+                f"NonFinite in RotatedDiagonal: the frame or the spectrum on {self.space} holds NaN or infinity."
+            )
         if bool((spectrum < 0).any()):
             raise NotAnInnerProduct(
-                f"NotAnInnerProduct in RotatedDiagonal: the spectrum on {self.space} goes down to {float(spectrum.min()):.3g}."
+                f"NotAnInnerProduct in RotatedDiagonal: the spectrum on {self.space} goes down to "
+                f"{float(spectrum.min()):.3g}."
             )
         self._factor = FrameFactor(self.axes, spectrum)
 
@@ -69,7 +79,7 @@ class RotatedDiagonal(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        up_to_scale = self.reference.symmetry**0
+        up_to_scale = self.reference.symmetry * self.reference.symmetry**-1  # of all summands one scale
         return up_to_scale if self.natural else with_frame(up_to_scale, self.space, self.name, self.expression())
 
     def expression(self) -> str:

@@ -8,17 +8,27 @@ import torch
 from torch import Tensor
 
 from ..elements import Scalar
-from ..factorizations import Factorization, FrameFactor, RankDeficient, ScaledFactor, factorize_dense, factorize_rows
+from ..factorizations import (
+    DiagonalFactor,
+    Factorization,
+    FrameFactor,
+    RankDeficient,
+    ScaledFactor,
+    factorize_dense,
+    factorize_rows,
+)
 from ..solvers import Structure
 from ..spaces import VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import bracketed
+from .diagonal import Euclidean
 from .kronecker import Kronecker
 
 
 @kind("multiple")
 class Scaled(InnerProduct):
-    """c * g for a positive number c; `c_symmetry` is what c itself names, if it was computed with the help of constants."""
+    """c * g for a positive number c; `c_symmetry` is what c itself names, if constants helped to compute it."""
 
     def __init__(self, scalar: Scalar, of: InnerProduct, c_symmetry: Symmetry | None = None):
         self.scalar, self.of, self.space = scalar, of, of.space
@@ -28,7 +38,9 @@ class Scaled(InnerProduct):
         return self.of.flat_components(x) * self.scalar
 
     def tensors(self) -> Iterator[Tensor]:
-        return self.of.tensors()
+        yield from self.of.tensors()
+        if isinstance(self.scalar, Tensor):
+            yield self.scalar
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
         return self.of.dense_matrix(like) * self.scalar
@@ -53,6 +65,17 @@ class Scaled(InnerProduct):
         factors = self.of.factors_on(spaces)
         return None if factors is None else (Scaled(self.scalar, factors[0], self.c_symmetry), *factors[1:])
 
+    def rank(self, like: Tensor | None = None) -> int:
+        return self.of.rank(like)
+
+    def summands(self) -> dict[str, InnerProduct] | None:
+        summands = self.of.summands()
+        return None if summands is None else {k: Scaled(self.scalar, g, self.c_symmetry) for k, g in summands.items()}
+
+    def dense_blocks(self) -> Tensor | None:
+        blocks = self.of.dense_blocks()
+        return None if blocks is None else blocks * self.scalar
+
     def pencil_with(self, reference: InnerProduct, like: Tensor | None = None) -> FrameFactor:
         inner = self.of.pencil_with(reference, like)
         return FrameFactor(inner.axes, inner.spectrum * self.scalar, inner.logdet_axes, inner.tolerance)
@@ -62,17 +85,20 @@ class Scaled(InnerProduct):
         return self.c_symmetry * self.of.symmetry
 
     def expression(self) -> str:
-        text = self.of.expression()
-        return f"{float(self.scalar):.4g} * {f'({text})' if ' + ' in text else text}"
+        c = self.scalar.detach() if isinstance(self.scalar, Tensor) else self.scalar
+        return f"{float(c):.4g} * {bracketed(self.of.expression())}"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        """Of equal multiples the multiple of the blend; a multiple of a leaf is absorbed by the leaf's kind."""
-        if isinstance(other, Scaled) and float(other.scalar) == float(self.scalar):
+        """The multiple of the blend with what the other is a multiple of, or with 1/c of it."""
+        if isinstance(other, Scaled) and bool(other.scalar == self.scalar):
             return Scaled(self.scalar, self.of.blend(other.of, weight), self.c_symmetry)
-        return super().blended(other, weight)
+        return Scaled(
+            self.scalar, self.of.blend(Scaled(1 / self.scalar, other, self.c_symmetry**-1), weight), self.c_symmetry
+        )
 
     def own_state(self) -> State:
-        return {"scalar": float(self.scalar), "of": self.of.state(), "symmetry": self.c_symmetry.to_state()}
+        c = self.scalar.detach() if isinstance(self.scalar, Tensor) else self.scalar
+        return {"scalar": float(c), "of": self.of.state(), "symmetry": self.c_symmetry.to_state()}
 
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> Scaled:
@@ -104,7 +130,7 @@ class Sum(InnerProduct):
         probe = torch.empty(0, **self._options(like))
         matrix = self.terms[0].dense_matrix(probe)
         for term in self.terms[1:]:
-            if isinstance(term, Scaled) and term.of.structure.kind == "identity":  # without an identity matrix
+            if isinstance(term, Scaled) and isinstance(term.of, Euclidean):  # without an identity matrix
                 matrix = matrix.clone()
                 matrix.diagonal().add_(term.scalar)
             else:
@@ -114,6 +140,11 @@ class Sum(InnerProduct):
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         probe = torch.empty(0, **self._options(like))
         return torch.stack([term.diagonal_entries(probe) for term in self.terms]).sum(0)
+
+    def dense_blocks(self) -> Tensor | None:
+        blocks = [term.dense_blocks() for term in self.terms]
+        kept = [block for block in blocks if block is not None]
+        return sum(kept[1:], kept[0]) if len(kept) == len(blocks) and len({b.shape for b in kept}) == 1 else None
 
     def rows(self) -> Tensor | None:
         rows = [term.rows() for term in self.terms]
@@ -125,7 +156,7 @@ class Sum(InnerProduct):
             return None
         for g, reference in (self.terms, self.terms[::-1]):
             product = g.of if isinstance(g, Scaled) else g
-            if isinstance(product, Kronecker) and product.members == 1:
+            if isinstance(product, Kronecker) and product.members == 1:  # noqa: SIM102
                 if reference.factors_on(tuple(f.space for f in product.factors)) is not None:
                     return g, reference
         return None
@@ -139,11 +170,12 @@ class Sum(InnerProduct):
             direct = sum(12.0 * g.space.dim**3 for g in product.factors)  # type: ignore[attr-defined]
         elif all(p.direct is not None and p.kind in ("dense", "diagonal", "identity", "low rank") for p in parts):
             direct = d**3 / 3 + d**2
-        if all(p.kind in ("diagonal", "identity") for p in parts):
+        diagonal = all(p.kind in ("diagonal", "identity") for p in parts)
+        if diagonal:
             direct = float(d)
         split = self.low_rank_parts()
         few = None if split is None else len(split[1])
-        kind = "product + product" if self._tikhonov() else "low rank + definite" if few else parts[0].kind
+        kind = "diagonal" if diagonal else "product + product" if pair else "low rank + definite" if few else "sum"
         return Structure(kind, d, direct, sum(p.apply for p in parts), min(d, sum(p.rank for p in parts)), few)
 
     def low_rank_parts(self) -> tuple[InnerProduct, Tensor] | None:
@@ -155,19 +187,28 @@ class Sum(InnerProduct):
         return (rest[0] if len(rest) == 1 else Sum(rest)), rows
 
     def direct_factorization(self, method: str) -> Factorization | None:
-        pair = self._tikhonov()
-        if pair is not None:
-            for g, reference in (pair, pair[::-1]):
-                try:
-                    probe = torch.empty(0, **self._options(None))
-                    return g.pencil_with(reference, probe).shifted(1.0)
-                except RankDeficient:
-                    continue
-            return None if self.space.dim > 4096 else factorize_dense(self.dense_matrix(), method)
+        if self.dtype is None:
+            return None
+        if (pair := self._tikhonov()) is not None:
+            return self._pencil(pair)
+        if self.structure.kind == "diagonal":
+            return DiagonalFactor(self.diagonal_entries())
         if self.structure.direct is None:
             return None
         rows = self.rows()
         return factorize_dense(self.dense_matrix(), method) if rows is None else factorize_rows(rows)
+
+    def _pencil(self, pair: tuple[InnerProduct, InnerProduct]) -> Factorization | None:
+        """The pair diagonalized together, if one is definite; None leaves the sum to its dense matrix."""
+        if self.differentiable:  # an eigendecomposition has no derivative where eigenvalues meet
+            return None
+        probe = torch.empty(0, **self._options(None))
+        for g, reference in (pair, pair[::-1]):
+            try:
+                return g.pencil_with(reference, probe).shifted(1.0)
+            except RankDeficient:
+                continue
+        return None
 
     @property
     def symmetry(self) -> Symmetry:
@@ -185,5 +226,3 @@ class Sum(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> Sum:
         return cls([InnerProduct.from_state(space, term) for term in state["terms"]])
-
-

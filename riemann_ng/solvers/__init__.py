@@ -10,3 +10,5 @@ from .cg import CG as CG
 from .direct import Cholesky as Cholesky
 from .direct import Dual as Dual
 from .direct import Eigen as Eigen
+from .iterative import Iterative as Iterative
+from .minres_qlp import MinresQLP as MinresQLP

@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..factorizations import Factorization
-from .base import Solvable, Solver
+from ..symmetry import Symmetry
+from .base import Solvable, Solver, SolveReport, Structure
 from .cg import CG
 from .direct import DENSE_LIMIT, Cholesky, Dual
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Reads the structure and an estimate of the cost, and picks. `explain(g)` says what, and why."""
+    """Reads the structure and an estimate of the cost, and picks. `explain(g)` says what, and why.
+
+    The cheapest of the kind's own factorization, the dual one for few rows, and a dense one up to dimension
+    `limit`; where there is none of these, conjugate gradients to `tolerance`.
+    """
 
     limit: int = DENSE_LIMIT
+    tolerance: float = 1e-6
 
     def choose(self, g: Solvable) -> tuple[Solver, str]:
-        s = g.structure
-        costs: dict[str, float] = {}
+        """The solver, and the reason."""
+        s, options = g.structure, self._options(g.structure)
+        what = f"{s.kind} of dimension {s.dim}"
+        if not options:
+            reason = f"too large to factorize (limit {self.limit}), {s.apply:.1e} flops a product"
+            return CG(self.tolerance), f"{what}: {reason}"
+        return options[0][2], f"{what}: {', '.join(f'{name} {flops:.1e} flops' for flops, name, _ in options)}"
+
+    def _options(self, s: Structure) -> list[tuple[float, str, Solver]]:
+        """What can be factorized, the cheapest first."""
+        options: list[tuple[float, str, Solver]] = []
         if s.direct is not None:
-            costs["direct"] = s.direct
+            options.append((s.direct, "its own factorization", Cholesky(self.limit)))
         if s.low_rank is not None:
-            costs["dual"] = 4.0 * s.low_rank**2 * s.dim + s.low_rank**3 / 3
+            options.append((4.0 * s.low_rank**2 * s.dim + s.low_rank**3, f"dual of {s.low_rank} rows", Dual()))
         if s.direct is None and s.dim <= self.limit:
-            costs["dense"] = s.apply * s.dim + s.dim**3 / 3
-        if not costs:
-            return CG(), f"{s.kind} of dimension {s.dim}: too large to factorize, {s.apply:.1e} flops a product"
-        best = min(costs, key=lambda name: costs[name])
-        why = ", ".join(f"{name} {cost:.1e} flops" for name, cost in sorted(costs.items(), key=lambda item: item[1]))
-        solver: Solver = Dual() if best == "dual" else Cholesky(self.limit)
-        return solver, f"{s.kind} of dimension {s.dim}: {why}"
+            options.append((s.apply * s.dim + s.dim**3 / 3, "dense matrix", Cholesky(self.limit)))
+        return sorted(options, key=lambda option: option[0])
+
+    def _solver(self, g: Solvable) -> Solver:
+        options = self._options(g.structure)
+        return options[0][2] if options else CG(self.tolerance)
 
     def factorize(self, g: Solvable, like: Tensor | None = None) -> Factorization:
-        return self.choose(g)[0].factorize(g, like)
+        return self._solver(g).factorize(g, like)
+
+    def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
+        value, report = self._solver(g).run(g, x)
+        return value, replace(report, solver=f"{self!r} chose {report.solver}")
+
+    def symmetry_of(self, g: Solvable) -> Symmetry:
+        return self._solver(g).symmetry_of(g)
 
 
 def explain(g: Solvable) -> str:

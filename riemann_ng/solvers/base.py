@@ -1,21 +1,24 @@
 """What a solver is, and all that it may know of an inner product.
 
-A solver sees structure, not origin: the abstract face `Solvable`, never a kind. `factorize` does the work that is worth
-keeping; the factorization then solves any number of covectors.
+A solver sees structure, not origin: the abstract face `Solvable`, never a kind. `factorize` does the work that is
+worth keeping; the factorization then solves any number of covectors.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from ..elements import Element, Vector
-from ..errors import DegenerateMetric, NonFinite, NotAnInnerProduct, SpaceMismatch
-from ..factorizations import Factorization, Indefinite, RankDeficient
+from ..elements import Element, Vector, describe
+from ..errors import DegenerateMetric, DtypeMismatch, NonFinite, NotAnInnerProduct, SpaceMismatch
+from ..factorizations import Factorization, Indefinite, NotFinite, RankDeficient
 from ..spaces import VectorSpace
+from ..symmetry import Symmetry
 
 WAYS_OUT = (
     "Three ways out: damp it by a named inner product, g + λ * h; take the h-shortest of the solutions, "
@@ -27,8 +30,9 @@ WAYS_OUT = (
 class Structure:
     """What a solver may know of a form before it chooses.
 
-    `direct` is the cost in flops of the kind's own factorization (None: it has none), `apply` that of one `flat`, `rank`
-    a bound on the rank, `low_rank` the number of rows of a low-rank part beside a definite one (None: not of that form).
+    `direct` is the cost in flops of the kind's own factorization (None: it has none), `apply` that of one `flat`,
+    `rank` a bound on the rank, `low_rank` the number of rows of a low-rank part beside a definite one (None: not of
+    that form).
     """
 
     kind: str
@@ -40,7 +44,7 @@ class Structure:
 
 
 class Solvable(Protocol):
-    """The face that inner products show to solvers."""
+    """The face that inner products show to solvers, also those that a solver takes as a preconditioner."""
 
     @property
     def space(self) -> VectorSpace: ...
@@ -48,12 +52,25 @@ class Solvable(Protocol):
     @property
     def structure(self) -> Structure: ...
 
+    @property
+    def symmetry(self) -> Symmetry: ...
+
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+
+    @property
+    def device(self) -> torch.device | None: ...
+
     def flat_components(self, x: Tensor) -> Tensor:
         """`flat` on components (..., dim)."""
         ...
 
     def direct_factorization(self, method: str) -> Factorization | None:
         """The kind's own factorization by "cholesky" or "eigen", None if it has none."""
+        ...
+
+    def factorization(self, like: Tensor | None = None) -> Factorization:
+        """What `Auto` makes of the form, kept with it."""
         ...
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor: ...
@@ -65,17 +82,24 @@ class Solvable(Protocol):
 
 @dataclass(frozen=True)
 class SolveReport:
-    """What a solver did: how many iterations, and the residual |flat(v) - ξ| / |ξ| it measured in the coordinates."""
+    """What a solver did: how many iterations, and the residual |flat(v) - ξ| / |ξ|, measured when it was done.
+
+    `norm` says in which norm of covectors; of a batch it is the largest residual. `converged` says whether the
+    residual, or for least squares its gradient, met the tolerance; a solve that was to end after so many steps may
+    say no.
+    """
 
     solver: str
     residual: float
     iterations: int = 0
     converged: bool = True
     note: str = ""
+    norm: str = "coordinates"
 
     def __str__(self) -> str:
         steps = f", {self.iterations} iterations" if self.iterations else ""
-        return f"{self.solver}: residual {self.residual:.1e}{steps}{', ' + self.note if self.note else ''}"
+        note = f", {self.note}" if self.note else ""
+        return f"{self.solver}: residual {self.residual:.1e} in the norm of {self.norm}{steps}{note}"
 
 
 @dataclass(frozen=True)
@@ -85,42 +109,77 @@ class Solution:
 
 
 class Solver(ABC):
-    """How a sharp is computed. A value: its fields are its settings and show in its repr."""
+    """How a sharp is computed. A value: its fields are its settings, and its repr shows them all.
+
+    Laws: `flat(solve(g, ξ).value) == ξ` up to the residual reported; a batch is solved as its elements one by one;
+    a value is only returned where the solver did what it was asked to, otherwise it raises.
+    """
 
     @abstractmethod
     def factorize(self, g: Solvable, like: Tensor | None = None) -> Factorization:
         """The reusable part of the work; `like` gives dtype and device where the form has none of its own."""
 
     def solve(self, g: Solvable, covector: Element) -> Solution:
-        """The vector v with flat(v) = ξ, and an account of how it was found. Raises rather than return a wrong one."""
-        x = checked_covector(g, covector, f"{type(self).__name__}.solve")
-        with degenerate_named(g.space, f"{type(self).__name__}.solve"):
-            value, iterations, note = self.run(self.factorize(g, x), x)
-        residual = relative_residual(g, value, x)
-        vector = Vector._of(g.space, value.reshape(*x.shape[:-1], *g.space.shape))
-        return Solution(vector, SolveReport(repr(self), residual, iterations, note=note))
+        """The vector v with flat(v) = ξ, and an account of how it was found."""
+        call = f"{type(self).__name__}.solve"
+        x = checked_covector(g, covector, call)
+        check_kind(g, x, call)
+        with degenerate_named(g.space, call):
+            value, report = self.run(g, x)
+        return Solution(Vector._of(g.space, value.reshape(*x.shape[:-1], *g.space.shape)), report)
 
-    def run(self, factorization: Factorization, x: Tensor) -> tuple[Tensor, int, str]:
-        """The solution with the number of iterations and a word on what was done."""
-        return factorization.solve(x), 0, factorization.name
+    def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
+        """The solution for flat components x (..., dim), and the account."""
+        factorization = self.factorize(g, x)
+        value = factorization.solve(x)
+        return value, SolveReport(repr(self), relative_residual(g, value, x), note=factorization.name)
+
+    def symmetry_of(self, g: Solvable) -> Symmetry:
+        """The symmetry of the form as this solver inverts it: that of g, unless what the solver names shows."""
+        return g.symmetry
 
 
 def relative_residual(g: Solvable, value: Tensor, x: Tensor) -> float:
-    size = float(x.norm())
-    return float((g.flat_components(value) - x).norm()) / size if size else 0.0
+    """The largest |flat(v) - ξ| / |ξ| of a batch, in the coordinates."""
+    if not x.numel():
+        return 0.0
+    size = torch.linalg.vector_norm(x, dim=-1)
+    residual = torch.linalg.vector_norm(g.flat_components(value) - x, dim=-1)
+    return float((residual / torch.where(size > 0, size, torch.ones_like(size))).max())
 
 
 def checked_covector(g: Solvable, covector: Element, call: str) -> Tensor:
+    """The flat components of a finite covector on the form's space."""
+    check_covector(g, covector, call)
+    check_finite(covector, call)
+    return covector.components
+
+
+def check_covector(g: Solvable, covector: Element, call: str) -> None:
     dual = g.space.dual
     if not isinstance(covector, Element) or (covector.lives_in is not dual and covector.lives_in != dual):
+        given = covector if isinstance(covector, Element) else describe(covector)
         raise SpaceMismatch(
-            f"SpaceMismatch in {call}: expected a covector on {g.space}, got {covector}.\n"
+            f"SpaceMismatch in {call}: expected a covector on {g.space}, got {given}.\n"
             f"Gradients from autograd are covectors: wrap them with Covector(space, grad)."
         )
-    x = covector.components
-    if not bool(x.sum().isfinite()) and not bool(x.isfinite().all()):
-        raise NonFinite(f"NonFinite in {call}: {covector} holds NaN or infinity. Look for the layer and the batch it came from.")
-    return x
+
+
+def check_finite(covector: Element, call: str) -> None:
+    x = covector.data
+    # the sum first: `Tensor.isfinite` takes as long as a small solve
+    if not isfinite(float(x.detach().sum())) and not bool(x.isfinite().all()):
+        raise NonFinite(
+            f"NonFinite in {call}: {covector} holds NaN or infinity. Look for the layer and the batch it came from."
+        )
+
+
+def check_kind(g: Solvable, x: Tensor, call: str) -> None:
+    if g.dtype not in (None, x.dtype) or g.device not in (None, x.device):
+        raise DtypeMismatch(
+            f"DtypeMismatch in {call}: a covector on {g.space} in {x.dtype} on {x.device} with {g!r} in {g.dtype} on "
+            f"{g.device}. Bring one to the other with .to(...)."
+        )
 
 
 class degenerate_named:
@@ -134,10 +193,17 @@ class degenerate_named:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RankDeficient):
             raise DegenerateMetric(
-                f"DegenerateMetric in {self.call}: the form on {self.space} has {error}. {WAYS_OUT}", self.space, error.rank
+                f"DegenerateMetric in {self.call}: the form on {self.space} has {error}. {WAYS_OUT}",
+                self.space,
+                error.rank,
             ) from None
         if isinstance(error, Indefinite):
             raise NotAnInnerProduct(
                 f"NotAnInnerProduct in {self.call}: the form on {self.space} is indefinite ({error}). "
                 f"An inner product is positive; a second moment, or its sum with one, always is."
+            ) from None
+        if isinstance(error, NotFinite):
+            raise NonFinite(
+                f"NonFinite in {self.call}: the form on {self.space} holds NaN or infinity. "
+                f"Look for the layer and the batch it was made from."
             ) from None

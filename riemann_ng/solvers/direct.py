@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ..errors import NotClosed
 from ..factorizations import Factorization, WoodburyFactor, factorize_dense
-from .base import Solvable, Solver
+from .base import Solvable, Solver, degenerate_named
 
 DENSE_LIMIT = 8192
 
 
-def dense(g: Solvable, method: str, like: Tensor | None, limit: int = DENSE_LIMIT) -> Factorization:
+def dense(g: Solvable, method: str, like: Tensor | None, limit: int) -> Factorization:
     if g.space.dim > limit:
         raise NotClosed(
-            f"NotClosed in {method}: {g.space} has dimension {g.space.dim}, too large for a dense matrix (limit {limit}). "
+            f"NotClosed in {method}: {g.space} has dimension {g.space.dim}, too large for a matrix (limit {limit}). "
             f"Use solvers.CG(...) or solvers.MinresQLP(...), or damp by a form of the same structure."
         )
     return factorize_dense(g.dense_matrix(like), method)
@@ -34,7 +34,7 @@ class Cholesky(Solver):
 
 @dataclass(frozen=True)
 class Eigen(Solver):
-    """As `Cholesky`, by eigendecompositions: slower, and the spectrum is kept."""
+    """As `Cholesky`, by eigendecompositions at unit diagonal: ten times slower, and an account of the spectrum."""
 
     limit: int = DENSE_LIMIT
 
@@ -54,4 +54,5 @@ class Dual(Solver):
                 f"Add a named damping, second_moment(sample) + λ * h."
             )
         base, rows = parts
-        return WoodburyFactor(Cholesky().factorize(base, rows), rows)
+        with degenerate_named(g.space, "Dual, the part beside the low-rank one"):
+            return WoodburyFactor(Cholesky().factorize(base, rows), rows)
