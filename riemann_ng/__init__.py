@@ -1,12 +1,20 @@
 """riemann_ng: a coordinate-free geometry of natural gradients.
 
-Spaces have names, vectors and covectors are different things, and a covector becomes a step only through an inner product.
-`docs/tour.md` is all of it on one page.
+Spaces have names, vectors and covectors are different things, and a covector becomes a step only through an inner
+product. `docs/tour.md` is all of it on one page.
 """
 
+from importlib import import_module
+from types import ModuleType
+
+from . import interop as interop
+from . import layers as layers
+from . import likelihoods as likelihoods
+from . import networks as networks
+from . import norms as norms
 from . import solvers as solvers
 from ._version import __version__ as __version__
-from .elements import Covector, Point, Vector, barycenter
+from .elements import Covector, Vector
 from .errors import RiemannError
 from .inner_products import (
     Diagonal,
@@ -18,30 +26,46 @@ from .inner_products import (
     RotatedDiagonal,
     damp_factors,
     direct_sum,
+    explain_symmetry,
     second_moment,
 )
+from .likelihoods import Bernoulli, Categorical, EuclideanOutput, Gaussian, OutputForm, Poisson
 from .linear_maps import LinearMap
+from .networks import CurvatureProp, Empirical, Exact, InputsOnly, MonteCarlo, Network, register_layer
+from .points import Point, barycenter
 from .samples import Chunked, Measure, OneHot, Sample
 from .spaces import AffineSpace, DirectSum, Family, Hom, OnePoint, Space
 from .symmetry import Structure, Symmetry
 
 __all__ = [
     "AffineSpace",
+    "Bernoulli",
+    "Categorical",
     "Chunked",
     "Covector",
+    "CurvatureProp",
     "Diagonal",
     "DirectSum",
+    "Empirical",
     "Euclidean",
+    "EuclideanOutput",
+    "Exact",
     "Family",
+    "Gaussian",
     "Gram",
     "Hom",
     "InnerProduct",
+    "InputsOnly",
     "LinearMap",
     "LowRank",
     "Measure",
+    "MonteCarlo",
+    "Network",
     "OneHot",
     "OnePoint",
+    "OutputForm",
     "Point",
+    "Poisson",
     "Pullback",
     "RiemannError",
     "RotatedDiagonal",
@@ -53,6 +77,20 @@ __all__ = [
     "barycenter",
     "damp_factors",
     "direct_sum",
+    "explain_symmetry",
+    "interop",
+    "layers",
+    "likelihoods",
+    "networks",
+    "norms",
+    "register_layer",
     "second_moment",
     "solvers",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "testing":  # for those who test; the others need not wait for it
+        return import_module(f"{__name__}.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

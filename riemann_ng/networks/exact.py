@@ -1,0 +1,135 @@
+"""Observations with more exact directions than are worth stacking: every sample is made when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..samples import Chunked, Compact, Counts, Measure, Sample
+from ..spaces import Family, VectorSpace
+from .directions import Directions
+from .observation import LayerObservation, Observation, contract, dense_inputs
+from .recompression import BUDGET, WIDEST, Recompression
+
+
+class Propagated(Compact):
+    """Cotangents that are made anew at every reading, a few directions at a time; their moment is made once."""
+
+    axis = 1
+
+    def __init__(
+        self,
+        counts: Counts,
+        space: VectorSpace,
+        chunks: Callable[[], Iterator[Tensor]],
+        total: Callable[[], Tensor],
+        like: Tensor,
+        dear: bool,
+    ):
+        self.counts, self.members = counts, space.members if isinstance(space, Family) else 1
+        self._chunks, self._total, self._like, self.dear = chunks, total, like, dear
+
+    def tensor(self) -> Tensor:
+        return self._like
+
+    def chunks(self) -> Iterator[Tensor]:
+        return self._chunks()
+
+    def dense(self) -> Tensor:
+        return torch.cat(list(self._chunks()), 1)
+
+    def moments(self, weight: float) -> Tensor:
+        total = self._total()
+        return (total if total.ndim == 3 else total[None]) * weight
+
+
+def exact_observation(seen: Observation, directions: Directions, masked: bool) -> Observation:
+    """What `InputsOnly` saw, with cotangents. Where padding is masked, directions are not recompressed."""
+    recompression = Recompression(directions, recompress=not masked)
+    layers = {path: exact_layer(layer, directions, recompression, masked) for path, layer in seen.layers.items()}
+    return ExactObservation(seen, layers, directions)
+
+
+def exact_layer(
+    layer: LayerObservation, directions: Directions, recompression: Recompression, masked: bool
+) -> LayerObservation:
+    path, S, n = layer.path, layer.S, directions.examples
+    measure, name = Measure.exact(layer.inputs.measure.mask), f"cotangents of {layer.path}"
+    like = layer.inputs.tensor()[:0]
+    if path not in recompression.draws:
+        if path in directions.names:
+            return LayerObservation(path, layer.A, S, layer.inputs, one_by_one(path, S, directions, 1, measure, like))
+        return LayerObservation(  # not used in this forward: the Fisher is zero there
+            path, layer.A, S, layer.inputs, Sample(S.dual, like.new_zeros(n, 1, 1, *S.shape), measure, name)
+        )
+    counts = (n, directions.count, layer.sites)
+    if S.shape[-1] > WIDEST and not recompression.rotated(path):
+        return LayerObservation(
+            path, layer.A, S, layer.inputs, one_by_one(path, S, directions, layer.sites, measure, like)
+        )
+    every = Propagated(
+        counts, S, partial(honest, directions, path), partial(recompression.moment, path), like, dear=not masked
+    )
+    aligned = Sample(S.dual, every, measure, name)
+    if not recompression.rotated(path):
+        return LayerObservation(path, layer.A, S, layer.inputs, aligned)
+    few = Propagated(
+        (n, recompression.draws[path], layer.sites),
+        S,
+        partial(recompression.cotangents, path),
+        partial(recompression.moment, path),
+        like,
+        dear=False,
+    )
+    return LayerObservation(path, layer.A, S, layer.inputs, Sample(S.dual, few, measure, name), aligned)
+
+
+def one_by_one(path: str, S: VectorSpace, directions: Directions, sites: int, measure: Measure, like: Tensor) -> Sample:
+    """All directions at one block, with no second moment ready."""
+    counts = (directions.examples, directions.count, sites)
+    return Sample(S.dual, Chunked(partial(honest, directions, path), counts, 1, like), measure, f"cotangents of {path}")
+
+
+def honest(directions: Directions, path: str) -> Iterator[Tensor]:
+    """The cotangents of one block, none of them rotated."""
+    for found in directions.of([path]):
+        yield found[path]
+
+
+class ExactObservation(Observation):
+    """An observation that keeps the graph of its forward pass, and sends directions through it when they are asked for.
+
+    Its per-example gradients are of the directions themselves, the same in every layer: the Fisher across layers.
+    """
+
+    def __init__(self, seen: Observation, layers: dict[str, LayerObservation], directions: Directions):
+        super().__init__(seen.space, layers, seen.outputs, seen.estimator, seen.output)
+        self._directions = directions
+
+    @property
+    def gradients(self) -> Sample:
+        directions, layers = self._directions, self.layers
+        n, k = directions.examples, directions.count
+        size = min(directions.chunk, max(1, BUDGET // (n * self.space.dim)))
+
+        def chunks() -> Iterator[Tensor]:
+            inputs = {path: dense_inputs(layer.inputs) for path, layer in layers.items()}
+            for found in directions.of(list(layers), size):
+                parts = []
+                for path, layer in layers.items():
+                    g = found[path] if path in found else inputs[path].new_zeros(n, 1, 1, *layer.S.shape)
+                    g = g.reshape(*g.shape[:3], *layer.S.shape)
+                    part = contract(g, inputs[path]).reshape(n, g.shape[1], 1, layer.space.dim)
+                    parts.append(part)
+                width = max(part.shape[1] for part in parts)
+                yield torch.cat([part.expand(n, width, 1, part.shape[-1]) for part in parts], -1)
+
+        first = next(iter(layers.values())).inputs.tensor()
+        return Sample(self.space.dual, Chunked(chunks, (n, k, 1), 1, first[:0]), Measure.exact(), "gradients")
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        del self._directions

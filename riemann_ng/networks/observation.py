@@ -1,0 +1,195 @@
+"""What a metric sees of a batch: typed samples, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ObservationMismatch
+from ..likelihoods import OutputMetric
+from ..samples import Chunked, Compact, Counts, OneHot, Sample, WithOne, grams
+from ..spaces import DirectSum, Family, VectorSpace
+from .estimators import Estimator
+
+
+class LayerObservation:
+    """The samples of one block: the inputs its parameters were evaluated at, the cotangents that came back.
+
+    `inputs` is a sample of `A`, `cotangents` one of `S.dual`, and `gradients` of `space.dual`: per example and draw the
+    sum over sites of cotangent ⊗ input. `cotangents` may be fewer draws with the same second moments, rotated for this
+    layer alone (see `recompression.py`); draw k of `aligned` is the same direction in every layer.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        A: VectorSpace,
+        S: VectorSpace,
+        inputs: Sample,
+        cotangents: Sample | None,
+        aligned: Sample | None = None,
+    ):
+        self.path, self.A, self.S, self.space = path, A, S, S * A.dual
+        self._inputs, self._cotangents, self._aligned = inputs, cotangents, aligned
+
+    @property
+    def inputs(self) -> Sample:
+        return self._inputs
+
+    @property
+    def cotangents(self) -> Sample:
+        if self._cotangents is None:
+            raise ObservationMismatch(
+                f"ObservationMismatch: {self.path!r} was observed with InputsOnly(), and cotangents are asked for. "
+                f"Observe with Exact(), MonteCarlo(...) or Empirical(targets)."
+            )
+        return self._cotangents
+
+    @property
+    def aligned(self) -> Sample:
+        """The cotangents to pair with those of other layers, draw by draw."""
+        return self.cotangents if self._aligned is None else self._aligned
+
+    @property
+    def sites(self) -> int:
+        return self._inputs.counts[2]
+
+    @property
+    def gradients(self) -> Sample:
+        """Per-example covectors on the block's own space; made example by example when they are read."""
+        inputs, cotangents = self.inputs, self.cotangents
+        n, k, _ = cotangents.counts
+        lazy = isinstance(cotangents.data, (Chunked, Compact)) and cotangents.data.axis == 1
+
+        def draws() -> Iterator[Tensor]:
+            a = dense_inputs(inputs)
+            for chunk, _ in cotangents._pieces():
+                for g in chunk.reshape(*chunk.shape[:3], *self.S.shape).split(1, 1):
+                    yield contract(g, a).reshape(n, 1, 1, *self.space.shape)
+
+        def chunks() -> Iterator[Tensor]:
+            a, g = dense_inputs(inputs), cotangents.dense()
+            g = g.reshape(*g.shape[:3], *self.S.shape)
+            for i in range(n):
+                yield contract(g[i : i + 1], a[i : i + 1]).reshape(1, k, 1, *self.space.shape)
+
+        data = Chunked(draws, (n, k, 1), 1, inputs.tensor()[:0]) if lazy else Chunked(chunks, (n, k, 1))
+        return Sample(self.space.dual, data, cotangents.measure.reduced((n, k, 1)), "gradients")
+
+    def reduced(self) -> LayerObservation:
+        """One site per example: the mean of the inputs, the sum of the cotangents."""
+        cotangents = None if self._cotangents is None else self._cotangents.reduced()
+        aligned = None if self._aligned is None else self._aligned.reduced()
+        return LayerObservation(self.path, self.A, self.S, self._inputs.reduced(), cotangents, aligned)
+
+    def __repr__(self) -> str:
+        return f"LayerObservation({self.path!r}, {self.inputs!r}, {self._cotangents!r})"
+
+
+def dense_inputs(inputs: Sample) -> Tensor:
+    """(examples, 1, sites, *shape)."""
+    x = inputs.dense()
+    return x.reshape(*x.shape[:3], *inputs.space.shape)
+
+
+def contract(g: Tensor, a: Tensor) -> Tensor:
+    """Σ over sites of g ⊗ a: (n, k, t, [m], o) with (n, 1, t, [m], i) to (n, k, [m], o, i)."""
+    m = "m" if g.ndim == 5 and a.ndim == 5 else ""
+    return torch.einsum(f"nkt{m}o,nt{m}i->nk{m}oi", g, a[:, 0])
+
+
+class Observation:
+    """A batch as a network saw it: the outputs, and for every block its samples. A mapping from paths to layers.
+
+    It says how it was made: `estimator`, and `output`, the inner product on the outputs.
+    """
+
+    def __init__(
+        self,
+        space: DirectSum,
+        layers: Mapping[str, LayerObservation],
+        outputs: Tensor,
+        estimator: Estimator,
+        output: OutputMetric,
+    ):
+        self.space, self.layers, self.outputs = space, dict(layers), outputs
+        self.estimator, self.output = estimator, output
+
+    def __getitem__(self, path: str) -> LayerObservation:
+        if path not in self.layers:
+            self.space[path]
+        return self.layers[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def examples(self) -> int:
+        return self.outputs.shape[0]
+
+    @property
+    def gradients(self) -> Sample:
+        """Per-example covectors on the whole tangent space: their second moment is the Fisher, across layers too."""
+        parts = [layer.gradients for layer in self.layers.values()]
+        n, k, _ = parts[0].counts
+
+        def chunks() -> Iterator[Tensor]:
+            for pieces in zip(*(part._pieces() for part in parts), strict=True):
+                yield torch.cat([piece for piece, _ in pieces], dim=-1)
+
+        return Sample(self.space.dual, Chunked(chunks, (n, k, 1)), parts[0].measure, "gradients")
+
+    def __enter__(self) -> Observation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.layers.clear()
+
+    def __repr__(self) -> str:
+        return f"Observation({len(self)} layers, {self.examples} examples, {self.estimator}, output={self.output})"
+
+
+def joined(samples: Sequence[Tensor | OneHot | Compact]) -> Tensor | OneHot | Compact:
+    """The sites of several calls, one after the other."""
+    first = samples[0]
+    if len(samples) == 1:
+        return first
+    if isinstance(first, OneHot):
+        return OneHot(torch.cat([s.indices for s in samples if isinstance(s, OneHot)], dim=2), first.dtype)
+    if isinstance(first, WithOne):
+        return WithOne(torch.cat([s.points for s in samples if isinstance(s, WithOne)], dim=2))
+    return torch.cat([s.dense() if isinstance(s, Compact) else s for s in samples if not isinstance(s, OneHot)], dim=2)
+
+
+class Draws(Compact):
+    """Cotangents (examples, sites, *shape) of several draws, not stacked."""
+
+    def __init__(self, draws: list[Tensor], members: int):
+        self.draws, self.members = draws, members
+        n, sites = draws[0].shape[:2]
+        self.counts: Counts = (n, len(draws), sites)
+
+    def tensor(self) -> Tensor:
+        return self.draws[0]
+
+    def dense(self) -> Tensor:
+        return torch.stack(self.draws, 1)
+
+    def moments(self, weight: float) -> Tensor:
+        draws = (draw.reshape(*draw.shape[:2], self.members, -1) for draw in self.draws)
+        return torch.stack([grams(draw, weight) for draw in draws]).sum(0)
+
+
+def in_draws(cotangents: list[Tensor], space: VectorSpace) -> Tensor | Compact:
+    """The cotangents (n, sites, *shape) of each draw together, (n, draws, sites, *shape)."""
+    first, members = cotangents[0], space.members if isinstance(space, Family) else 1
+    if len(cotangents) == 1:
+        return first.unsqueeze(1)
+    if first.shape[:2].numel() < space.dim // members:  # a product with few rows costs most in writing the result
+        return torch.stack(cotangents, 1)
+    return Draws(cotangents, members)

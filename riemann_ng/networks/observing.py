@@ -1,0 +1,163 @@
+"""From a forward pass that was watched to typed samples: what is sent back, and where it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidTargets, ShapeMismatch
+from ..likelihoods import Likelihood, OutputMetric
+from ..samples import Compact, Measure, OneHot, Sample
+from .constants import check_size
+from .directions import Directions
+from .estimators import CurvatureProp, Empirical, Estimator, Exact, InputsOnly, MonteCarlo
+from .exact import exact_observation
+from .masks import block_mask, output_mask
+from .observation import LayerObservation, Observation, in_draws, joined
+from .precision import at_least_single
+from .recording import Call, backpropagate
+
+if TYPE_CHECKING:
+    from .network import Network
+
+
+def sent_back(
+    network: Network,
+    x: Any,
+    z: Tensor,
+    calls: Sequence[Call],
+    estimator: Estimator,
+    output: OutputMetric | None,
+    mask: Tensor | None = None,
+    keep: bool = False,
+) -> Observation:
+    """Sends back what the estimator says; `keep` the graph for others who want to."""
+    output = network.likelihood if output is None else output
+    if mask is None and isinstance(estimator, Empirical) and isinstance(estimator.targets, Tensor):
+        mask = network.likelihood.mask(estimator.targets)
+    if isinstance(estimator, Exact) and not keep and output.count(at_least_single(z.detach())) > estimator.chunk:
+        return exactly(network, x, z, calls, estimator, output, mask)
+    directions = cotangents(network, at_least_single(z.detach()), estimator, output)
+    bare = {path: block.space.dim for path, block in network.blocks.items() if block.reader is None}
+    check_size(z.shape[0], len(directions), bare)
+    there = None if mask is None else output_mask(mask, z, output)
+    directions = directions if there is None else [direction * there for direction in directions]
+    arrived: list[list[Tensor | None]] = [[] for _ in calls]
+    for k, direction in enumerate(directions):
+        gradients = backpropagate(z, direction.to(z.dtype), calls, keep=keep or k + 1 < len(directions))
+        for found, g in zip(arrived, gradients, strict=True):
+            found.append(g)
+    return assembled(network, x, z, calls, arrived, directions, estimator, output, mask)
+
+
+def exactly(
+    network: Network,
+    x: Any,
+    z: Tensor,
+    calls: Sequence[Call],
+    estimator: Exact,
+    output: OutputMetric,
+    mask: Tensor | None,
+) -> Observation:
+    """All exact directions, more than are worth stacking."""
+    bare = {path: block for path, block in network.blocks.items() if block.reader is None}
+    blocks = {path: block.names["value"] for path, block in bare.items() if path not in network._spreading}
+
+    def constants(columns: Tensor) -> dict[str, Tensor]:
+        gradients = network._per_example.gradients(x, columns.to(z.dtype))
+        return {path: at_least_single(gradients[name][:, :, None]) for path, name in blocks.items()}
+
+    seen = assembled(network, x, z, calls, [[] for _ in calls], [], estimator, output, mask)
+    there = None if mask is None else output_mask(mask, z, output)
+    directions = Directions(z, output, estimator.chunk, calls, constants, list(blocks), there)
+    return exact_observation(seen, directions, mask is not None)
+
+
+def assembled(
+    network: Network,
+    x: Any,
+    z: Tensor,
+    calls: Sequence[Call],
+    arrived: Sequence[Sequence[Tensor | None]],
+    directions: Sequence[Tensor],
+    estimator: Estimator,
+    output: OutputMetric,
+    mask: Tensor | None,
+) -> Observation:
+    """The samples of every block, from the gradients that arrived at the outputs of each call, one a direction.
+
+    Half precision becomes float32 here.
+    """
+    n, layers = z.shape[0], {}
+    constants = {}
+    if directions and network._per_example.names:
+        constants = network._per_example.gradients(x, torch.stack([d.to(z.dtype) for d in directions], 1))
+    kind = "monte carlo" if isinstance(estimator, (MonteCarlo, CurvatureProp)) else "exact"
+    ones = at_least_single(z.detach()).new_ones(())
+    with torch.autocast(z.device.type, enabled=False):
+        for path, block in network.blocks.items():
+            S, A = block.output_space, block.input_space
+            inputs: Tensor | OneHot | Compact = ones.expand(n, 1, 1, *A.shape)
+            back: Tensor | OneHot | Compact | None = None
+            there: Tensor | None = None
+            mine = [(call, found) for call, found in zip(calls, arrived, strict=True) if call.path == path]
+            if block.reader is None and path not in network._spreading:
+                back = at_least_single(constants[block.names["value"]][:, :, None]) if directions else None
+            elif mine:
+                each = [call.data(n) for call, _ in mine]
+                inputs = joined(each)
+                if mask is not None:
+                    there = block_mask(mask, [Sample(A, features).counts[2] for features in each])
+                if directions:
+                    stacks = [
+                        in_draws([call.cotangents(call.zeros(z) if g is None else g, n) for g in found], S)
+                        for call, found in mine
+                    ]
+                    back = joined(stacks)
+            else:  # not used in this forward: the Fisher is zero there
+                inputs = ones.new_zeros(n, 1, 1, *A.shape)
+                back = ones.new_zeros(n, len(directions), 1, *S.shape) if directions else None
+            measure = Measure(kind, there)
+            layers[path] = LayerObservation(
+                path,
+                A,
+                S,
+                Sample(A, inputs, Measure.probability(there), f"inputs of {path}"),
+                None if back is None else Sample(S.dual, back, measure, f"cotangents of {path}"),
+            )
+    masked = any(layer.inputs.measure.mask is not None for layer in layers.values())
+    if mask is not None and not masked and output_mask(mask, z, output) is None:
+        raise ShapeMismatch(
+            f"ShapeMismatch in {network.name}.observe: a mask of {mask[0].numel()} sites fits neither the output nor "
+            f"any layer."
+        )
+    return Observation(network.tangent_space, layers, z.detach(), estimator, output)
+
+
+def cotangents(network: Network, z: Tensor, estimator: Estimator, output: OutputMetric) -> list[Tensor]:
+    """The cotangents of the outputs that an estimator sends back, each shaped like z."""
+    if isinstance(estimator, InputsOnly):
+        return []
+    if isinstance(estimator, Exact):
+        return list(output.directions(z).unbind(1))
+    if isinstance(estimator, Empirical):
+        if estimator.targets is None:
+            raise InvalidTargets(
+                f"InvalidTargets in {network.name}.observe: Empirical() without targets means the loss's own "
+                f"backward. Give Empirical(targets), or watch the training loop: with network.watch() as tape: ... "
+                f"loss.backward(), then tape.observe(Empirical())."
+            )
+        network.likelihood.validate(z, estimator.targets)
+        return [network.likelihood.score(z, estimator.targets)]
+    assert isinstance(estimator, (MonteCarlo, CurvatureProp))
+    network._observations += 1
+    generator = torch.Generator(z.device).manual_seed(estimator.seed * 1_000_003 + network._observations)
+    draws = estimator.samples if isinstance(estimator, MonteCarlo) else 1
+    if isinstance(estimator, MonteCarlo) and isinstance(output, Likelihood):
+        return list(output.sampled_cotangents(z, generator, draws).unbind(1))
+    shape = (draws, z.shape[0], output.count(z))
+    signs = torch.randint(0, 2, shape, generator=generator, device=z.device).to(z) * 2 - 1
+    return [output.combine(z, w) for w in signs]

@@ -1,0 +1,58 @@
+"""The circumstances under which a module is run while it is observed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+
+from ..errors import DtypeMismatch
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code runs as written: a compiled graph has no layers to watch, and is no function to `torch.func`."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by its formula: its fused kernels know no forward differentiation, no second one and no `vmap`."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def untouched_randomness(module: nn.Module) -> Iterator[None]:
+    """The global random state is afterwards as before."""
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        yield
+
+
+@contextmanager
+def devices_explained(module: nn.Module, x: Any) -> Iterator[None]:
+    """Says so where a forward fails and the batch is on no device of the module's."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        batch = {str(t.device) for t in tree_leaves(x) if isinstance(t, Tensor)}
+        own = {str(p.device) for p in module.parameters()}
+        if batch and not batch & own:
+            raise DtypeMismatch(
+                f"DtypeMismatch in Network: the batch is on {', '.join(sorted(batch))}, the parameters are on "
+                f"{', '.join(sorted(own))}. Move one of them: x.to({sorted(own)[0]!r})."
+            ) from error
+        raise

@@ -1,0 +1,64 @@
+"""Several passes as one observation: their examples one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..samples import OneHot, Sample
+from .estimators import Estimator
+from .observation import LayerObservation, Observation
+
+
+def stacked(parts: Sequence[Observation], estimator: Estimator) -> Observation:
+    """One observation of all the examples. Fewer sites in one part than in another are padding."""
+    first = parts[0]
+    if len(parts) == 1:
+        first.estimator = estimator
+        return first
+    layers = {}
+    for path, layer in first.layers.items():
+        mine = [part.layers[path] for part in parts]
+        inputs = samples_stacked([each.inputs for each in mine])
+        back = [each._cotangents for each in mine if each._cotangents is not None]
+        layers[path] = LayerObservation(path, layer.A, layer.S, inputs, samples_stacked(back) if back else None)
+    outputs = [part.outputs for part in parts]
+    for axis in range(1, outputs[0].ndim):
+        widest = max(z.shape[axis] for z in outputs)
+        outputs = [padded(z, widest, axis) for z in outputs]
+    return Observation(first.space, layers, torch.cat(outputs), estimator, first.output)
+
+
+def samples_stacked(samples: Sequence[Sample]) -> Sample:
+    first = samples[0]
+    sites = [s.counts[2] for s in samples]
+    longest = max(sites)
+    mask = None
+    if len(set(sites)) > 1 or any(s.measure.mask is not None for s in samples):
+        mask = torch.cat([padded(present(s), longest, 1) for s in samples])
+    data: Tensor | OneHot
+    if all(isinstance(s.data, OneHot) for s in samples):
+        indices = [padded(s.data.indices, longest, 2) for s in samples if isinstance(s.data, OneHot)]
+        data = OneHot(torch.cat(indices), first.dtype)
+    else:
+        data = torch.cat([padded(s.dense(), longest, 2) for s in samples])
+        data = data.reshape(*data.shape[:3], *first.space.shape)
+    return Sample(first.space, data, replace(first.measure, mask=mask), first.name)
+
+
+def present(s: Sample) -> Tensor:
+    n, _, t = s.counts
+    mask = s.measure.mask
+    return torch.ones(n, t, dtype=torch.bool, device=s.device) if mask is None else mask.reshape(n, t)
+
+
+def padded(t: Tensor, size: int, axis: int) -> Tensor:
+    """Zeros behind, along an axis."""
+    if t.shape[axis] == size:
+        return t
+    shape = list(t.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([t, t.new_zeros(shape)], dim=axis)
