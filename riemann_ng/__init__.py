@@ -26,6 +26,7 @@ from .inner_products import (
     RotatedDiagonal,
     damp_factors,
     direct_sum,
+    euclidean_on_translations,
     explain_symmetry,
     second_moment,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "barycenter",
     "damp_factors",
     "direct_sum",
+    "euclidean_on_translations",
     "explain_symmetry",
     "interop",
     "layers",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import DtypeMismatch, ShapeMismatch, SpaceMismatch
-from .spaces import DirectSum, VectorSpace
+from .spaces import DirectSum, VectorSpace, check_vector_space
 
 Scalar = float | Tensor
 E = TypeVar("E", bound="Element")
@@ -77,6 +77,23 @@ def check_same_kind(call: str, a: Typed, b: Typed) -> None:
         )
 
 
+def broadcast(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(shape), reversed(other), strict=False))
+
+
+class Batched(Protocol):
+    @property
+    def batch(self) -> tuple[int, ...]: ...
+
+
+def check_same_batch(call: str, a: Batched, b: Batched) -> None:
+    if not broadcast(a.batch, b.batch):
+        raise ShapeMismatch(
+            f"ShapeMismatch in {call}: {a} with {b}: batches {list(a.batch)} and {list(b.batch)} do not broadcast. "
+            f"Give them the same batch shape, or size one where one element meets many."
+        )
+
+
 class Element:
     """What vectors and covectors share: addition, scaling, pairing, components. Not for use by itself."""
 
@@ -87,7 +104,7 @@ class Element:
     _blocks: dict[str, Tensor] | None
 
     def __init__(self, lives_in: VectorSpace, data: Tensor | Mapping[str, Tensor]):
-        self.lives_in = lives_in
+        self.lives_in = check_vector_space(type(self).__name__, lives_in)
         if isinstance(data, Mapping):
             self._data, self._blocks = None, self._checked_blocks(data)
         else:
@@ -209,13 +226,14 @@ class Element:
 
     def _combine(self: E, other: object, alpha: float, sign: str) -> E:
         if not isinstance(other, Element):
-            raise SpaceMismatch(
-                f"SpaceMismatch in {sign}: {self} and {describe(other)}. "
-                f"Wrap the tensor: {type(self).__name__}(space, t)."
-            )
+            fix = "Wrap the tensor" if isinstance(other, (Tensor, int, float)) else "Write point + vector, or wrap it"
+            text = f"SpaceMismatch in {sign}: {self} and {describe(other)}. {fix}: {type(self).__name__}(space, t)."
+            raise SpaceMismatch(text)
         if self.lives_in is not other.lives_in and self.lives_in != other.lives_in:
             raise SpaceMismatch(self._why_not(other, sign))
         check_same_kind(sign, self, other)
+        if self._any().shape != other._any().shape:
+            check_same_batch(sign, self, other)
         if self._data is None and other._data is None:
             mine, its = self.blocks, other.blocks
             return type(self)._of(self.lives_in, None, {k: mine[k].add(its[k], alpha=alpha) for k in mine})
@@ -243,9 +261,12 @@ class Element:
                 f"the tensor product is v.outer(w)."
             )
         if isinstance(scalar, Tensor) and scalar.ndim:  # one scalar for each element of the batch
-            return type(self)._of(
-                self.lives_in, self.data * scalar.reshape(*scalar.shape, *(1,) * len(self.lives_in.shape))
-            )
+            if not broadcast(self.batch, scalar.shape):
+                raise ShapeMismatch(
+                    f"ShapeMismatch in *: {self} times {describe(scalar)}. Give one scalar, or one for each element."
+                )
+            scalars = scalar.reshape(*scalar.shape, *(1,) * len(self.lives_in.shape))
+            return type(self)._of(self.lives_in, self.data * scalars)
         return self._map(lambda t: t * scalar)
 
     __rmul__ = __mul__
@@ -264,23 +285,34 @@ class Element:
                 f"two elements of one space need an inner product: g.inner(v, w)."
             )
         check_same_kind("pairing", self, other)
+        if self._any().shape != other._any().shape:
+            check_same_batch("pairing", self, other)
         if self._data is None and other._data is None:
             flat = [(self._flat_block(name), other._flat_block(name)) for name in self._blocks or ()]
             return torch.stack([torch.linalg.vecdot(x, y) for x, y in flat]).sum(0)
         return torch.linalg.vecdot(self.components, other.components)
 
     def outer(self, other: Element) -> Vector:
-        """The tensor product, an element of the product of the two spaces."""
+        """The tensor product, an element of the product of the two spaces: of families member by member."""
+        if not isinstance(other, Element):
+            raise SpaceMismatch(f"SpaceMismatch in outer: {self} and {describe(other)}. Wrap it: Vector(space, t).")
         product = self.lives_in * other.lives_in
         check_same_kind("outer", self, other)
-        data = self.components[..., :, None] * other.components[..., None, :]
-        return Vector._of(product, data.reshape(*data.shape[:-2], *product.shape))
+        check_same_batch("outer", self, other)
+        depth = len(product.levels)
+        data = self._by_member(depth)[..., :, None] * other._by_member(depth)[..., None, :]
+        return Vector._of(product, data.reshape(*data.shape[: data.ndim - depth - 2], *product.shape))
+
+    def _by_member(self, depth: int) -> Tensor:
+        """[*batch, *levels, dim of a member], with `depth` levels: those that the space lacks are of size one."""
+        levels = self.lives_in.levels
+        return self.components.reshape(*self.batch, *levels, *(1,) * (depth - len(levels)), -1)
 
     @classmethod
     def zeros(cls: type[E], space: VectorSpace, *batch: int, like: Tensor | None = None) -> E:
         """The zero of the space, of the dtype and on the device of `like`."""
         zeros = torch.zeros if like is None else like.new_zeros
-        return cls(space, zeros((*batch, *space.shape)))
+        return cls(space, zeros((*batch, *check_vector_space(cls.__name__, space).shape)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.space!r}, {describe(self._any())})"
@@ -304,7 +336,7 @@ class Covector(Element):
     kind = "a covector on"
 
     def __init__(self, space: VectorSpace, data: Tensor | Mapping[str, Tensor]):
-        super().__init__(space.dual, data)
+        super().__init__(check_vector_space("Covector", space).dual, data)
 
     @property
     def space(self) -> VectorSpace:

@@ -6,18 +6,16 @@ An adjoint would need two inner products; there is none here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from . import actions
+from .actions import Action
 from .elements import Covector, Element, Vector, check_components, element
-from .errors import DegenerateMetric, ShapeMismatch, SpaceMismatch
-from .spaces import AffineSpace, DirectSum, OnePoint, VectorSpace
+from .errors import DegenerateMetric, DtypeMismatch, ShapeMismatch, SpaceMismatch
+from .spaces import AffineSpace, DirectSum, OnePoint, VectorSpace, check_vector_space
 from .symmetry import Structure, Symmetry
 
-Action = Callable[[Tensor], Tensor]
-"""A map on flat components, [..., dim of the domain] to [..., dim of the codomain]."""
 NATURAL = Symmetry.natural()
 
 
@@ -42,13 +40,13 @@ class LinearMap:
         name: str = "φ",
         natural: bool | Symmetry | None = False,
     ):
-        space = f"{codomain} ← {domain}"
+        space = f"{check_vector_space('LinearMap', codomain)} ← {check_vector_space('LinearMap', domain)}"
         check_components("LinearMap", space, (codomain.dim, domain.dim), matrix)
         if matrix.ndim != 2:
             raise ShapeMismatch(
                 f"ShapeMismatch in LinearMap: one map has one matrix, got {list(matrix.shape)} for {space}."
             )
-        self._set(domain, codomain, lambda x: x @ matrix.mT, lambda y: y @ matrix, matrix, name, natural)
+        self._set(domain, codomain, actions.Times(matrix), actions.TimesTransposed(matrix), matrix, name, natural)
 
     def _set(
         self,
@@ -70,6 +68,16 @@ class LinearMap:
         self._tensors = tuple(t for phi in maps for t in phi._tensors)
         return self
 
+    def _check_kind(self, call: str, other: object, tensors: tuple[Tensor, ...]) -> None:
+        """That what meets the map is of its dtype, on its device; a map without tensors of its own takes all."""
+        for t in tensors:
+            for mine in self._tensors:
+                if mine.dtype != t.dtype or mine.device != t.device:
+                    raise DtypeMismatch(
+                        f"DtypeMismatch in {call}: {self} with {other}: {mine.dtype} on {mine.device}, {t.dtype} on "
+                        f"{t.device}. Bring one to the other with .to(...): an element, or a map's matrix."
+                    )
+
     @classmethod
     def from_functions(
         cls,
@@ -81,6 +89,8 @@ class LinearMap:
         natural: bool | Symmetry | None = False,
     ) -> LinearMap:
         """A map given by what it does to flat components [..., dim], and what its transpose does."""
+        for space in (domain, codomain):
+            check_vector_space("LinearMap.from_functions", space)
         return cls._build(domain, codomain, apply, transpose, None, name, natural)
 
     @classmethod
@@ -100,17 +110,18 @@ class LinearMap:
 
     @classmethod
     def identity(cls, V: VectorSpace) -> LinearMap:
-        return cls._build(V, V, lambda x: x, lambda y: y, None, "id", True)
+        return cls._build(check_vector_space("identity", V), V, actions.Same(), actions.Same(), None, "id", True)
 
     @classmethod
     def inclusion(cls, whole: DirectSum, name: str) -> LinearMap:
         """A summand into its direct sum."""
-        where, dim = whole.slices[name], whole.dim
-
-        def apply(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x, (where.start, dim - where.stop))
-
-        return cls._build(whole[name], whole, apply, lambda y: y[..., where], None, f"inclusion of {name}", True)
+        if not isinstance(whole, DirectSum):
+            raise SpaceMismatch(
+                f"SpaceMismatch in LinearMap.inclusion: expected a direct sum, got {whole!r}. Give a DirectSum."
+            )
+        summand, where = whole[name], whole.slices[name]
+        pad, cut = actions.Pad(where.start, whole.dim - where.stop), actions.Cut(where.start, where.stop)
+        return cls._build(summand, whole, pad, cut, None, f"inclusion of {name}", True)
 
     @classmethod
     def projection(cls, whole: DirectSum, name: str) -> LinearMap:
@@ -122,21 +133,13 @@ class LinearMap:
     def translations(cls, affine: AffineSpace) -> LinearMap:
         """The translations into the hull, v as (v, 0). Its transpose takes an affine functional to its linear part."""
         V = affine.translations
-
-        def apply(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(x, (0, 1))
-
-        return cls._build(V, affine.hull, apply, lambda y: y[..., :-1], None, f"inclusion of {V}", True)
+        return cls._build(V, affine.hull, actions.Pad(0, 1), actions.Cut(0, V.dim), None, f"inclusion of {V}", True)
 
     @classmethod
     def height(cls, affine: AffineSpace) -> LinearMap:
         """The hull onto ℝ, 1 on points and 0 on translations. Its transpose takes a number to the constant function."""
-        dim = affine.dim
-
-        def transpose(y: Tensor) -> Tensor:
-            return torch.nn.functional.pad(y, (dim, 0))
-
-        return cls._build(affine.hull, OnePoint.hull, lambda x: x[..., -1:], transpose, None, f"1 of {affine}", True)
+        last, zeros = actions.Cut(affine.dim, affine.dim + 1), actions.Pad(affine.dim, 0)
+        return cls._build(affine.hull, OnePoint.hull, last, zeros, None, f"1 of {affine}", True)
 
     @classmethod
     def at(cls, affine: AffineSpace, point: Tensor | None = None, name: str = "", natural: bool = False) -> LinearMap:
@@ -145,14 +148,9 @@ class LinearMap:
         A point that is data, a mean say, is `natural`: it moves with the frames.
         """
         label, p, symmetry = _place(affine, point, name, natural)
-
-        def apply(x: Tensor) -> Tensor:
-            return torch.cat([x * p.to(x), x], dim=-1)
-
-        def transpose(y: Tensor) -> Tensor:
-            return y[..., :-1] @ p.to(y)[:, None] + y[..., -1:]
-
-        return cls._build(OnePoint.hull, affine.hull, apply, transpose, None, f"at {label}", symmetry)
+        return cls._build(
+            OnePoint.hull, affine.hull, actions.AlongPoint(p), actions.ValueAt(p), None, f"at {label}", symmetry
+        )
 
     @classmethod
     def difference(
@@ -163,14 +161,8 @@ class LinearMap:
         Without a point it is the origin: the weight apart from the bias.
         """
         label, p, symmetry = _place(affine, point, name, natural)
-
-        def apply(x: Tensor) -> Tensor:
-            return x[..., :-1] - x[..., -1:] * p.to(x)
-
-        def transpose(y: Tensor) -> Tensor:
-            return torch.cat([y, -(y @ p.to(y)[:, None])], dim=-1)
-
-        return cls._build(affine.hull, affine.translations, apply, transpose, None, f"from {label}", symmetry)
+        V = affine.translations
+        return cls._build(affine.hull, V, actions.LessPoint(p), actions.ZeroAt(p), None, f"from {label}", symmetry)
 
     @property
     def natural(self) -> bool:
@@ -183,7 +175,9 @@ class LinearMap:
                 f"SpaceMismatch in {self.name}: {self} takes an element of {self.domain}, got {v}. "
                 f"Covectors go the other way: {self.name}.pullback(covector)."
             )
-        return element(self.codomain, self._apply(v.components))
+        x = v.components
+        self._check_kind(self.name, v, (x,))
+        return element(self.codomain, self._apply(x))
 
     def pullback(self, covector: Element) -> Vector | Covector:
         """The covector `v ↦ ξ(φ v)` on the domain."""
@@ -191,7 +185,9 @@ class LinearMap:
             raise SpaceMismatch(
                 f"SpaceMismatch in {self.name}.pullback: expected a covector on {self.codomain}, got {covector}."
             )
-        return element(self.domain.dual, self._transpose(covector.components))
+        x = covector.components
+        self._check_kind(f"{self.name}.pullback", covector, (x,))
+        return element(self.domain.dual, self._transpose(x))
 
     @property
     def transpose(self) -> LinearMap:
@@ -203,36 +199,34 @@ class LinearMap:
 
     def __matmul__(self, other: LinearMap) -> LinearMap:
         """Composition, `(φ @ ψ)(v) = φ(ψ(v))`."""
+        if not isinstance(other, LinearMap):
+            raise SpaceMismatch(
+                f"SpaceMismatch in @: {self} and {other}. Linear maps are composed; one is applied as {self.name}(v)."
+            )
         if other.codomain != self.domain:
             raise SpaceMismatch(
                 f"SpaceMismatch in @: {self} cannot follow {other}: {self.domain} is not {other.codomain}."
             )
+        self._check_kind("@", other, other._tensors)
         matrix = self._matrix @ other._matrix if self._matrix is not None and other._matrix is not None else None
-
-        def apply(x: Tensor) -> Tensor:
-            return self._apply(other._apply(x))
-
-        def transpose(y: Tensor) -> Tensor:
-            return other._transpose(self._transpose(y))
-
+        apply, transpose = actions.Then(other._apply, self._apply), actions.Then(self._transpose, other._transpose)
         name, symmetry = f"{self.name} @ {other.name}", _of_both(self.symmetry, other.symmetry)
         composed = self._build(other.domain, self.codomain, apply, transpose, matrix, name, symmetry)
         return composed._with_tensors_of(self, other)
 
     def __mul__(self, other: LinearMap) -> LinearMap:
-        """The tensor product of two maps."""
-        domain, codomain = self.domain * other.domain, self.codomain * other.codomain
-
-        def on_both(first: Action, second: Action, dims: tuple[int, int], x: Tensor) -> Tensor:
-            x = second(x.unflatten(-1, dims))
-            return first(x.mT).mT.flatten(-2)
-
-        def apply(x: Tensor) -> Tensor:
-            return on_both(self._apply, other._apply, (self.domain.dim, other.domain.dim), x)
-
-        def transpose(y: Tensor) -> Tensor:
-            return on_both(self._transpose, other._transpose, (self.codomain.dim, other.codomain.dim), y)
-
+        """The tensor product of two maps. Only one of them may be of families: members are not told apart in a map."""
+        for mine, its in ((self.domain, other.domain), (self.codomain, other.codomain)):
+            if mine.levels and its.levels:
+                raise SpaceMismatch(
+                    f"SpaceMismatch in *: {self} and {other}: families multiply member by member, and a map may mix "
+                    f"the members. Multiply the maps of single members."
+                )
+        self._check_kind("*", other, other._tensors)
+        domains, codomains = (self.domain, other.domain), (self.codomain, other.codomain)
+        apply = actions.OnBoth((self._apply, other._apply), domains, codomains)
+        transpose = actions.OnBoth((self._transpose, other._transpose), codomains, domains)
+        domain, codomain = domains[0] * domains[1], codomains[0] * codomains[1]
         name, symmetry = f"{self.name} * {other.name}", _of_both(self.symmetry, other.symmetry)
         return self._build(domain, codomain, apply, transpose, None, name, symmetry)._with_tensors_of(self, other)
 

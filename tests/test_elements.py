@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from riemann_ng.elements import Covector, Element, Vector, element
-from riemann_ng.errors import DtypeMismatch, ShapeMismatch, SpaceMismatch
+from riemann_ng.errors import DtypeMismatch, InvalidSetting, ShapeMismatch, SpaceMismatch
 from riemann_ng.points import Point, barycenter, translation_in_hull
 from riemann_ng.spaces import AffineSpace, DirectSum, Family, Hom, Space
 
@@ -70,6 +70,28 @@ def test_outer_is_the_tensor_product():
     assert v.outer(xi).lives_in == Hom(W, V)
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "letters"),
+    [
+        (V, Family(W, 4), "ni,mj->nmij"),
+        (Family(V, 4), W, "nmi,j->nmij"),
+        (Family(V, 4), Family(W, 4), "nmi,mj->nmij"),
+        (Family(V, 4), Family(V * W, 4).dual, "nmi,mjk->nmijk"),
+        (Family(Family(V, 2), 4), Family(W, 4), "nmki,mj->nmkij"),
+        (V, Family(Family(W, 2), 4), "ni,mkj->nmkij"),
+    ],
+)
+def test_outer_goes_member_by_member(left, right, letters):
+    v, w = Vector(left, randn(5, *left.shape)), Vector(right, randn(*right.shape, seed=1))
+    assert v.outer(w).lives_in == left * right
+    assert torch.allclose(v.outer(w).data, torch.einsum(letters, v.data, w.data))
+    every = (v.components[..., :, None] * w.components[None, :]).flatten()  # control: every member with every one
+    right_alone = isinstance(left, Family) and not isinstance(right, Family)
+    assert (
+        every.numel() == v.outer(w).data.numel() and torch.allclose(every, v.outer(w).data.flatten())
+    ) == right_alone
+
+
 def test_direct_sums_keep_their_tensors_as_they_came():
     flat = Vector(SUM, randn(4, 8))
     assert flat.in_one_piece and torch.equal(flat["b"], flat.data[:, 6:])
@@ -124,6 +146,10 @@ def test_points():
     assert torch.equal(translation_in_hull(A, v).data[:3], v.data) and translation_in_hull(A, v).data[3] == 0
     assert torch.allclose((b.in_hull() - a.in_hull()).data, translation_in_hull(A, v).data)
     assert (a.dtype, a.device.type) == (torch.float64, "cpu")
+    many = Point(A, randn(4, 3).requires_grad_())
+    assert (many.batch, a.batch) == ((4,), ()) and many.to(torch.float32).dtype == torch.float32
+    assert not many.detach().data.requires_grad and many.detach().space == A
+    assert torch.allclose((many + v).data, many.data + v.data)
     assert repr(a) == "Point(AffineSpace('A', 3), float64[3])" and str(a) == "a point of A (float64[3])"
 
 
@@ -148,6 +174,7 @@ def test_barycenters_do_not_depend_on_an_origin():
     moved = barycenter(Point(A, points + shift), weights).data
     assert torch.allclose(moved, barycenter(Point(A, points), weights).data + shift)
     assert torch.allclose(barycenter(Point(A, points)).data, points.mean(0))
+    assert torch.equal(barycenter(Point(A, points), weights.long()).data, barycenter(Point(A, points), weights).data)
     assert not torch.allclose((weights[:, None] * (points + shift)).sum(0), (weights[:, None] * points).sum(0) + shift)
 
 
@@ -163,6 +190,51 @@ point = Point(A, randn(3))
         (lambda: v + w, SpaceMismatch, "a LinearMap carries elements from one space to another"),
         (lambda: v + randn(3), SpaceMismatch, "Wrap the tensor: Vector(space, t)"),
         (lambda: v + 1, SpaceMismatch, "Wrap the tensor"),
+        (lambda: v + point, SpaceMismatch, "Write point + vector, or wrap it: Vector(space, t)."),
+        (
+            lambda: v + Vector(V, randn(4, 3)) + Vector(V, randn(2, 3)),
+            ShapeMismatch,
+            "with a vector of V (float64[3], batch [2]): batches [4] and [2] do not broadcast. Give them the same",
+        ),
+        (lambda: Covector(V, randn(2, 3, 3))(Vector(V, randn(2, 3))), ShapeMismatch, "in pairing: a covector on V"),
+        (lambda: Vector(V, randn(4, 3)).outer(Vector(W, randn(3, 2))), ShapeMismatch, "ShapeMismatch in outer"),
+        (
+            lambda: torch.ones(3) * Vector(V, randn(4, 3)),
+            ShapeMismatch,
+            "ShapeMismatch in *: a vector of V (float64[3], batch [4]) times float32[3]. Give one scalar, or one for",
+        ),
+        (
+            lambda: Vector(Family(V, 2), randn(2, 3)).outer(Vector(Family(V, 3), randn(3, 3))),
+            SpaceMismatch,
+            "the same number of members",
+        ),
+        (lambda: v.outer(randn(2)), SpaceMismatch, "SpaceMismatch in outer: a vector of V (float64[3]) and float64[2]"),
+        (
+            lambda: Vector(A, randn(3)),
+            SpaceMismatch,
+            "SpaceMismatch in Vector: expected a vector space, got AffineSpace('A', 3). An affine space takes part",
+        ),
+        (lambda: Covector(A, randn(3)), SpaceMismatch, "SpaceMismatch in Covector: expected a vector space"),
+        (lambda: Vector.zeros(A), SpaceMismatch, "SpaceMismatch in Vector: expected a vector space"),
+        (lambda: Covector.zeros(A), SpaceMismatch, "SpaceMismatch in Covector: expected a vector space"),
+        (
+            lambda: Point(V, randn(3)),
+            SpaceMismatch,
+            "SpaceMismatch in Point: expected an affine space, got Space('V', 3). An element of a vector space is a",
+        ),
+        (lambda: Point(A, randn(4, 3)) + Vector(A.translations, randn(2, 3)), ShapeMismatch, "ShapeMismatch in +"),
+        (lambda: Point(A, randn(4, 3)) - Point(A, randn(2, 3)), ShapeMismatch, "batches [4] and [2] do not broadcast"),
+        (
+            lambda: barycenter(Point(A, randn(4, 3)), torch.ones(3)),
+            ShapeMismatch,
+            "ShapeMismatch in barycenter: a point of A (float64[4, 3]) with weights float32[3]. Give one weight to",
+        ),
+        (
+            lambda: barycenter(Point(A, randn(2, 3)), torch.tensor([1.0, -1.0])),
+            InvalidSetting,
+            "InvalidSetting in barycenter: the weights of a point of A (float64[2, 3]) sum to 0.0",
+        ),
+        (lambda: barycenter(Point(A, randn(2, 3)), torch.tensor([1.0, torch.inf])), InvalidSetting, "sum to inf"),
         (lambda: xi(xi), SpaceMismatch, "two elements of one space need an inner product"),
         (lambda: v(v), SpaceMismatch, "g.inner(v, w)"),
         (lambda: xi(w), SpaceMismatch, "SpaceMismatch in pairing: a covector on V (float64[3]) with a vector of W"),

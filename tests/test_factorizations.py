@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import riemann_ng as rng
+from riemann_ng.errors import DegenerateMetric
 from riemann_ng.factorizations import (
     BlockFactor,
     CholeskyFactor,
@@ -317,6 +319,72 @@ def test_a_pencil_solves_modulo_the_kernel(seed: int, rank: int) -> None:
             F.solve(x)
         with pytest.raises(RankDeficient):  # one bad covector in a batch is enough, however small
             F.solve_modulo_kernel(torch.cat([1e6 * x, normal(seed + 7, 1, 6)]))
+
+
+def low_rank_product(dtype: torch.dtype) -> tuple[rng.InnerProduct, rng.InnerProduct, Tensor, Tensor]:
+    """A product of two factors of rank 3 of 20 and 4 of 15 with its factors, exactly of that rank."""
+    S, A = rng.Space("S", 20), rng.Space("A", 15)
+    R, T = normal(0, 3, 20), normal(1, 4, 15)
+    G, K = (rng.Gram(V, (rows.mT @ rows).to(dtype)) for V, rows in ((S, R), (A, T)))
+    return G * K, rng.Euclidean(S * A), R, T
+
+
+def tikhonov(R: Tensor, T: Tensor, damping: float, X: Tensor) -> Tensor:
+    """(RᵀR ⊗ TᵀT + damping)⁻¹X through the singular values of the rows, which know what is zero."""
+    (s, U), (t, V) = ((torch.linalg.svd(rows)[1], torch.linalg.svd(rows)[2].mT) for rows in (R, T))
+    spectrum = torch.zeros(len(U), len(V), dtype=DOUBLE)
+    spectrum[: len(s), : len(t)] = s[:, None].square() * t.square()
+    return U @ ((U.mT @ X @ V) / (spectrum + damping)) @ V.mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_small_damping_meets_a_kernel_and_not_its_rounding(dtype: torch.dtype) -> None:
+    """However small beside the form, until it is below the rounding of the form itself: that is said."""
+    g, h, R, T = low_rank_product(dtype)
+    eps, largest = torch.finfo(dtype).eps, float(torch.linalg.matrix_norm(R, 2) * torch.linalg.matrix_norm(T, 2)) ** 2
+    X = normal(2, 20, 15)
+    for relative in (1e-2, 1e-4, 1e2 * eps, 10 * eps):
+        damping = relative * largest
+        found = (g + damping * h).sharp(rng.Covector(g.space, X.to(dtype))).data.double()
+        assert discrepancy(found, tikhonov(R, T, damping, X)) < 50 * eps  # generic, so mostly in the kernel
+    for relative in (0.5 * eps, 1e-4 * eps):
+        with pytest.raises(DegenerateMetric, match=r"in sharp: the form on S ⊗ A has rank 1[23] of 300.*g \+ λ"):
+            (g + relative * largest * h).sharp(rng.Covector(g.space, X.to(dtype)))
+
+
+def test_the_rounding_of_a_kernel_competes_with_a_small_damping() -> None:
+    """The control: the spectrum as it comes out of the eigendecomposition."""
+    g, _, R, T = low_rank_product(torch.float32)
+    damping = 1e-6 * float(torch.linalg.matrix_norm(R, 2) * torch.linalg.matrix_norm(T, 2)) ** 2
+    (s, U), (t, V) = (torch.linalg.eigh(factor.matrix()) for factor in g.factors)  # type: ignore[attr-defined]
+    X = normal(2, 20, 15)
+    noisy = U @ ((U.mT @ X.float() @ V) / (s[:, None] * t + damping)) @ V.mT
+    assert discrepancy(noisy.double(), tikhonov(R, T, damping, X)) > 1e-2
+
+
+@given(seed=seeds, power=st.integers(0, 5), which=st.integers(0, 1))
+def test_a_pencil_loses_what_the_sum_loses_and_not_what_a_term_loses(seed: int, power: int, which: int) -> None:
+    """The residual of a sum of products, of which one may be ill-conditioned, is that of its own condition number."""
+    S, A = rng.Space("S", 8), rng.Space("A", 6)
+    well = [definite(seed, 8, 8, condition=10), definite(seed + 1, 6, 6, condition=10)]
+    ill = [definite(seed + 2, 8, 8, condition=10.0**power), definite(seed + 3, 6, 6, condition=2)]
+    terms = [rng.Gram(S, M.float()) * rng.Gram(A, N.float()) for M, N in ((well, ill) if which else (ill, well))]
+    X = normal(seed + 4, 8, 6)
+    dense = sum(term.matrix().double() for term in terms)
+    v = (terms[0] + terms[1]).sharp(rng.Covector(terms[0].space, X.float())).data.double().flatten()
+    x = X.float().double().flatten()
+    residual = float((dense @ v - x).norm() / x.norm())
+    assert residual < 5 * torch.finfo(torch.float32).eps * float(torch.linalg.cond(dense))
+
+
+def test_the_spread_of_a_form_is_one_for_multiples_of_the_identity_alone() -> None:
+    reference = definite(0, 5, 5, condition=1e4)
+    for N, low, high in ((3 * torch.eye(5, dtype=DOUBLE), 1 - 1e-12, 1 + 1e-12), (reference, 1e2, 1e4)):
+        assert low < pencil(definite(1, 5, 5), factorize_dense(N)).spread(N.trace()) < high
+    frame, M = frame_of(0, 3, 2)
+    N = torch.linalg.inv(torch.kron(*frame.axes) @ torch.kron(*frame.axes).mT)
+    assert frame.spread(N.trace()) == pytest.approx(float(N.trace() * torch.linalg.inv(N).trace()) / 36)
+    assert M.shape == (6, 6)
 
 
 @pytest.mark.parametrize("factorize", [factorize_dense, lambda M: factorize_dense(M, "eigen"), factorize_rows])

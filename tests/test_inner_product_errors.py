@@ -32,6 +32,7 @@ from riemann_ng import (
 from riemann_ng.errors import (
     DegenerateMetric,
     DtypeMismatch,
+    InvalidSpace,
     NonFinite,
     NotAnInnerProduct,
     NotClosed,
@@ -48,6 +49,7 @@ NET = direct_sum(fc1=GH, fc2=G)
 DEGENERATE = Gram(V, torch.tensor([[1.0, 1.0], [1.0, 1.0]]), name="D")
 v, xi = Vector(V, torch.ones(2)), Covector(V, torch.ones(2))
 nan = float("nan")
+NESTED = Family(Family(V, 2), 3)
 
 
 def with_entry(value: float) -> torch.Tensor:
@@ -110,6 +112,13 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
      "SpaceMismatch in blend: Gram(V, G) : V* ← V with Gram(W, H) : W* ← W: one space is needed."),
     ("families of different sizes", lambda: Euclidean(Family(V, 2)) * Euclidean(Family(W, 3)), SpaceMismatch,
      "SpaceMismatch in *: families multiply member by member, got (V)^2 and (W)^3."),
+    *((f"{kind} on an affine space", lambda make=make: make(AffineSpace("A", 2)), SpaceMismatch, f"SpaceMismatch in {kind}: ")
+      for kind, make in (("Gram", lambda A: Gram(A, I2)), ("Euclidean", Euclidean), ("Diagonal", lambda A: Diagonal(A, I2[0])),
+                         ("LowRank", lambda A: LowRank(A, I2)))),
+    ("the moment of a covector", lambda: second_moment(xi), SpaceMismatch,  # type: ignore[arg-type]
+     "SpaceMismatch in second_moment: expected a sample, got a covector on V (float32[2])."),
+    ("families of families", lambda: Diagonal(NESTED, torch.ones(12)) * Diagonal(NESTED, torch.ones(12)), NotClosed,
+     "live on families of families, which do not multiply. Make each one family, of all members."),
     # shapes
     ("gram of a wrong shape", lambda: Gram(V, I3), ShapeMismatch,
      "ShapeMismatch in Gram: a form on V has a matrix [2, 2], got float32[3, 3]."),
@@ -125,6 +134,14 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
      "ShapeMismatch in RotatedDiagonal: the axes of a frame of V are square matrices whose sizes multiply to 2, got float32[3, 3]."),
     ("a spectrum of a wrong shape", lambda: RotatedDiagonal(G, [I2], torch.ones(3)), ShapeMismatch,
      "ShapeMismatch in RotatedDiagonal: one entry for each frame vector, [2], got float32[3]."),
+    ("gram of a wrong shape, unchecked", lambda: Gram(V, I3, validate=False), ShapeMismatch,
+     "ShapeMismatch in Gram: a form on V has a matrix [2, 2], got float32[3, 3]."),
+    ("gram of a list, unchecked", lambda: Gram(V, [[1.0]], validate=False), ShapeMismatch,  # type: ignore[arg-type]
+     "ShapeMismatch in Gram: a form on V has a matrix [2, 2], got list."),
+    ("a direct sum of a space", lambda: direct_sum(a=V), SpaceMismatch,  # type: ignore[arg-type]
+     "SpaceMismatch in direct_sum: expected an inner product for 'a', got V. Of spaces it is DirectSum({...})."),
+    ("a summand given twice", lambda: direct_sum({"a": G}, a=H), InvalidSpace,
+     "InvalidSpace in direct_sum: two summands are named 'a'. Name them apart."),
     # dtypes
     ("flat in another dtype", lambda: G.flat(v.to(torch.float64)), DtypeMismatch,
      "DtypeMismatch in flat: a vector of V (float64[2]) on cpu with Gram(V, G) : V* ← V in torch.float32 on cpu. "
@@ -133,6 +150,18 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
     ("sharp of a network in another dtype", lambda: NET.sharp(Covector(NET.space, torch.ones(8).double())), DtypeMismatch,
      "DtypeMismatch in sharp"),
     ("sharp on another device", lambda: G.sharp(xi.to("meta")), DtypeMismatch, "on meta"),
+    ("a frame of another dtype", lambda: RotatedDiagonal(Euclidean(V), [I2], torch.ones(2).double()), DtypeMismatch,
+     "DtypeMismatch in RotatedDiagonal: axes, spectrum and reference on V must be floating point, of one dtype on one device, "
+     "got torch.float32 on cpu, torch.float64 on cpu. Bring one to the other with .to(...)."),
+    ("a frame of another dtype than its reference", lambda: RotatedDiagonal(G, [I2.double()], torch.ones(2).double()), DtypeMismatch,
+     "got torch.float64 on cpu, torch.float32 on cpu."),
+    ("a reference of another dtype", lambda: G.sharp_modulo_kernel(xi, Gram(V, I2.double(), name="h")), DtypeMismatch,
+     "DtypeMismatch in sharp_modulo_kernel: Gram(V, G) : V* ← V in torch.float32 on cpu, Gram(V, h) : V* ← V in torch.float64 on cpu."),
+    ("a pullback of two dtypes", lambda: G.pullback(LinearMap(W, V, torch.ones(2, 3).double())), DtypeMismatch,
+     "DtypeMismatch in pullback: φ : V ← W in torch.float64 on cpu with Gram(V, G) : V* ← V in torch.float32 on cpu."),
+    ("a quotient of two dtypes", lambda: H.quotient(LinearMap(V, W, torch.ones(3, 2).double())), DtypeMismatch,
+     "DtypeMismatch in quotient: φ : W ← V in torch.float64 on cpu"),
+    ("a basis of another dtype", lambda: G.diagonal(LinearMap(V, V, I2.double())), DtypeMismatch, "DtypeMismatch in pullback: φ"),
     ("a sum of two dtypes", lambda: G + Gram(V, I2.double(), name="D"), DtypeMismatch,
      "DtypeMismatch in +: Gram(V, G) : V* ← V in torch.float32 on cpu, Gram(V, D) : V* ← V in torch.float64 on cpu."),
     ("a product of two dtypes", lambda: G * Gram(W, I3.double()), DtypeMismatch, "DtypeMismatch in *: Gram(V, G)"),
@@ -158,7 +187,11 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
     ("NaN in one layer", lambda: NET.sharp(Covector(NET.space, torch.tensor([1.0] * 7 + [nan]))), NonFinite, "NonFinite in sharp"),
     ("not symmetric", lambda: Gram(V, torch.tensor([[1.0, 0.5], [0.0, 1.0]])), NotAnInnerProduct,
      "NotAnInnerProduct in Gram: the matrix on V is not symmetric: it differs from its transpose by 5.00e-01 with entries up to "
-     "1.00e+00. Pass (M + M.mT) / 2 if that is what is meant."),
+     "1.00e+00, at unit diagonal. Pass (M + M.mT) / 2 if that is what is meant."),
+    ("not symmetric in axes of small units", lambda: Gram(W, torch.tensor([[1.0, 0, 0], [0, 1e-8, 2e-9], [0, 0, 1e-8]])), NotAnInnerProduct,
+     "NotAnInnerProduct in Gram: the matrix on W is not symmetric"),
+    ("a frame that is not orthonormal", lambda: RotatedDiagonal(G, [I2], torch.ones(2)), NotAnInnerProduct,
+     "NotAnInnerProduct in RotatedDiagonal: the frame is not orthonormal for Gram(V, G) : V* ← V: PᵀhP is off the identity by "),
     ("indefinite", lambda: Gram(V, torch.tensor([[1.0, 2.0], [2.0, 1.0]])), NotAnInnerProduct,
      "NotAnInnerProduct in Gram: the form on V is indefinite (eigenvalues, at unit diagonal, from -1.00e+00 to 3.00e+00)."),
     ("negative on the diagonal", lambda: Gram(V, -I2), NotAnInnerProduct, "NotAnInnerProduct in Gram: the form on V is indefinite"),
@@ -193,8 +226,8 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
      DegenerateMetric, "DegenerateMetric in sharp: the form on W* has rank 2 of 3."),
     ("a zero form", lambda: Gram(V, 0 * I2).logdet(), DegenerateMetric, "DegenerateMetric in logdet: the form on V has rank 0 of 2."),
     # what is not closed, or not known
-    ("blend across kinds", lambda: G.blend(Euclidean(V), 0.5), NotClosed,
-     "NotClosed in blend: a gram form and a euclidean form have no common kind: Gram(V, G) : V* ← V with Euclidean(V) : V* ← V. "
+    ("blend across kinds", lambda: G.blend(LowRank(V, I2), 0.5), NotClosed,
+     "NotClosed in blend: a gram form and a low rank form have no common kind: Gram(V, G) : V* ← V with LowRank(V, rows[2]) : V* ← V. "
      "Average the forms they were made of, or write the sum (1 - w) * g + w * h."),
     ("blend of a product and a matrix", lambda: GH.blend(Gram(V * W, torch.eye(6)), 0.5), NotClosed,
      "NotClosed in blend: a product form and a gram form have no common kind"),
@@ -210,7 +243,7 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
      "SpaceMismatch in from_state: the state of a"),
     ("the state of a sum elsewhere", lambda: InnerProduct.from_state(V, NET.state()), SpaceMismatch,
      "SpaceMismatch in from_state: the state of a direct sum form does not fit V"),
-    ("state of a pullback", lambda: Pullback(LinearMap(W, V, torch.ones(2, 3)), G).state(), NotClosed,
+    ("state of a pullback by functions", lambda: Pullback(LinearMap.from_functions(W, V, lambda x: x[..., :2], lambda y: y), G).state(), NotClosed,
      "NotClosed in state: Pullback(φ, Gram(V, G)) : W* ← W keeps no state"),
     # damping the factors
     ("factored damping of what is no product", lambda: damp_factors(G, 0.1, Euclidean(V)), SpaceMismatch,
@@ -277,6 +310,15 @@ def test_validation_can_be_left_out() -> None:
     assert torch.equal(unchecked.flat(v).data, torch.tensor([3.0, 3.0]))
     with pytest.raises(NotAnInnerProduct, match="NotAnInnerProduct in sharp: the form on V is indefinite"):
         unchecked.sharp(xi)
+
+
+def test_a_frame_can_be_taken_as_it_comes() -> None:
+    rotated = RotatedDiagonal(G, [I2], torch.ones(2), validate=False)
+    assert torch.equal(rotated.axes[0], I2)
+    tilted = torch.tensor([[1.0, 1e-5], [0.0, 1.0]])
+    RotatedDiagonal(Euclidean(V), [tilted], torch.ones(2))  # rounding, in float32
+    with pytest.raises(NotAnInnerProduct, match="off the identity"):
+        RotatedDiagonal(Euclidean(V), [tilted.double()], torch.ones(2).double())
 
 
 def test_a_matrix_symmetric_up_to_rounding_is_accepted() -> None:

@@ -301,6 +301,9 @@ def test_what_blends_with_what() -> None:
     for g, h, H in pairs:
         close(g.blend(h, 0.3).matrix(), 0.7 * (M if "second" not in g.expression() else y.mT @ y / 5) + 0.3 * H)
     close(Diagonal(V, s).blend(2 * Euclidean(V), 0.5).matrix(), torch.diag(s / 2 + 1))
+    close(Gram(V, M).blend(2 * Euclidean(V), 0.5).matrix(), M / 2 + torch.eye(3))
+    close(Euclidean(V).blend(Gram(V, M), 0.2).matrix(), 0.8 * torch.eye(3, dtype=torch.float64) + 0.2 * M)
+    close(Euclidean(V).blend(Diagonal(V, s), 0.2).matrix(), torch.diag(0.8 + 0.2 * s))
     one_hot = second_moment(Sample(V.dual, OneHot(torch.tensor([0, 1, 1, 2]), torch.float64)))
     close(one_hot.blend(Diagonal(V, s), 0.5).matrix(), torch.diag(s + torch.tensor([1, 2, 1]) / 4) / 2)
 

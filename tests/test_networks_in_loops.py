@@ -2,8 +2,9 @@
 
 import gc
 import re
-import resource
 import runpy
+import subprocess
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,40 +287,46 @@ def test_a_tape_lets_go_of_the_graph():
     assert alive() <= before
 
 
+MEMORY = """
+import gc, resource, sys, torch
+from torch import nn
+from riemann_ng import Categorical, Empirical, MonteCarlo, Network
+
+x, y = torch.randn(256, 64), torch.randint(0, 10, (256,))
+model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
+network = Network.from_torch(model, Categorical(), x)
+tape = network.watch()
+
+def once():
+    if sys.argv[1] == "observe":
+        return network.observe(x, MonteCarlo())
+    with tape:
+        nn.functional.cross_entropy(model(x), y).backward()
+    return tape.observe(Empirical())
+
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+for _ in range(20):
+    once()
+gc.disable()  # nothing may wait for the collector: a cycle through the graph would
+start = resident()
+for _ in range(200):
+    once()
+grown = resident() - start
+held = [once() for _ in range(200)]
+print(grown, resident() - start)
+"""
 
 
 @pytest.mark.parametrize("way", ["observe", "watch"])
 def test_two_hundred_observations_take_no_more_memory_than_a_few(way):
-    x = torch.randn(256, 64)
-    model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
-    y = torch.randint(0, 10, (256,))
-    network = Network.from_torch(model, Categorical(), x)
-    tape = network.watch()
-
-    def once():
-        if way == "observe":
-            return network.observe(x, MonteCarlo())
-        with tape:
-            F.cross_entropy(model(x), y).backward()
-        return tape.observe(Empirical())
-
-    for _ in range(20):
-        once()
-    gc.disable()  # nothing may wait for the collector: a cycle through the graph would
-    try:
-        before = resident()
-        for _ in range(200):
-            once()
-        grown = resident() - before
-        held = [once() for _ in range(200)]
-        assert resident() - before > 50e6  # an observation weighs about 1 MB: the measure sees what is kept
-        del held
-    finally:
-        gc.enable()
-    assert grown < 20e6
+    """In a process of its own, whose memory in MiB shows what is kept: an observation weighs about one."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True, check=True)
+    grown, held = map(float, done.stdout.split())
+    assert grown < 20
+    assert held > 50
 
 
 def test_a_forgotten_tape_takes_its_hooks_with_it():

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riemann_ng.elements import Covector, Vector
-from riemann_ng.errors import ShapeMismatch, SpaceMismatch
+from riemann_ng.errors import DtypeMismatch, InvalidSetting, ShapeMismatch, SpaceMismatch
 from riemann_ng.linear_maps import LinearMap
-from riemann_ng.samples import Chunked, Measure, OneHot, Sample
-from riemann_ng.spaces import AffineSpace, Hom, Space
+from riemann_ng.samples import Chunked, Measure, OneHot, Sample, WithOne
+from riemann_ng.spaces import AffineSpace, Family, Hom, Space
 
 V = Space("V", 3)
 
@@ -121,6 +121,57 @@ def test_weighted_measures():
     assert torch.allclose(sums.measure.weights(sums.counts), w.amax(-1, keepdim=True).expand(4, 2, 1))
 
 
+def test_one_weight_for_each_example():
+    x, w = randn(3, 1, 3, 3), torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    sample = Sample(V, x, Measure.weighted(w))
+    assert torch.allclose(sample.moment(), brute_force(x, lambda i, j, s: float(w[i])))
+    assert torch.allclose(
+        sample.reduced().moment(), Sample(V, x, Measure.weighted(w[:, None, None])).reduced().moment()
+    )
+    # control: of as many sites as examples, and the weights are not those of the sites
+    assert not torch.allclose(sample.moment(), brute_force(x, lambda i, j, s: float(w[s])))
+    assert torch.allclose(Sample(V, x, Measure.weighted(w[1:2] + 1)).moment(), brute_force(x, lambda i, j, s: 1.0))
+
+
+def in_chunks(x):
+    return Chunked(lambda: iter(x.split(1)), tuple(x.shape[:3]))
+
+
+@pytest.mark.parametrize("data", [torch.clone, in_chunks], ids=["dense", "chunked"])
+@pytest.mark.parametrize("hole", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["probability", "exact", "sum", "mean"])
+def test_what_weighs_nothing_is_absent_whatever_it_holds(data, hole, kind):
+    x, mask = randn(4, 2, 3, 3), torch.arange(3) < torch.tensor([[3], [2], [1], [0]])
+    weights = mask[:, None].double()
+    measure = Measure.weighted(weights, kind) if kind in ("sum", "mean") else getattr(Measure, kind)(mask)
+    present = mask[:, None, :, None]
+    sample = Sample(V, data(x.where(present, torch.tensor(hole, dtype=x.dtype))), measure)
+    plain = Sample(V, data(x.where(present, torch.tensor(0.0, dtype=x.dtype))), measure)
+    assert torch.equal(sample.moment(), plain.moment())
+    assert torch.equal(sample.mean().data, plain.mean().data)
+    assert torch.equal(sample.reduced().moment(), plain.reduced().moment()) and bool(plain.moment().isfinite().all())
+    assert torch.equal(torch.cat([*sample.weighted_pieces()]), torch.cat([*plain.weighted_pieces()]))
+    # control: what does weigh shows
+    assert not Sample(V, sample.dense()).moment().isfinite().all()
+
+
+def test_nan_in_the_padding_of_families_and_hulls():
+    mask = torch.tensor([[True, True], [True, False]])
+    points = randn(2, 1, 2, 4, 3)
+    holes = points.clone()
+    holes[1, :, 1] = torch.nan
+    hulls = Family(AffineSpace("A", 3).hull, 4)
+    sample, plain = (Sample(hulls, WithOne(x), Measure.probability(mask)) for x in (holes, points))
+    assert torch.equal(sample.member_moments(), plain.member_moments())
+
+
+def test_examples_without_sites_add_nothing():
+    x, mask = randn(2, 1, 3, 3), torch.tensor([[True, True, False], [False, False, False]])
+    for measure in (Measure.probability(mask), Measure.exact(mask), Measure.weighted(mask[:, None].double(), "mean")):
+        assert torch.equal(Sample(V, x, measure).reduced().dense()[1], torch.zeros(1, 1, 3, dtype=x.dtype))
+    assert not Sample(V, x, Measure.exact(~mask & mask)).moment().any()
+
+
 def test_mean_pairing_and_maps():
     x = randn(5, 2, 1, 3)
     sample = Sample(V, x)
@@ -141,6 +192,10 @@ def test_cotangents_live_in_the_dual():
     assert repr(sample) == "Sample(Space('V', 3).dual, 'cotangents', examples=5, draws=2, sites=1, exact)"
 
 
+def chunk_of(*shape, axis=0):
+    return Chunked(lambda: iter([randn(*shape)]), (5, 1, 2), axis)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
@@ -150,6 +205,90 @@ def test_cotangents_live_in_the_dual():
         (lambda: Sample(V, OneHot(torch.tensor([0, 3]))), ShapeMismatch, "integers below 3"),
         (lambda: Sample(V, OneHot(torch.tensor([0.0]))), ShapeMismatch, "got float32[1]"),
         (lambda: Sample(V, randn(4, 1, 2, 3), Measure.exact(torch.ones(3) > 0)), ShapeMismatch, "sites) = (4, 2)"),
+        (
+            lambda: Sample(V, randn(4, 1, 2, 3), Measure.exact(torch.ones(2, 4) > 0)),
+            ShapeMismatch,
+            "ShapeMismatch in Sample: a mask of V is (examples, sites) = (4, 2), got [2, 4].",
+        ),
+        (lambda: Sample(V, randn(4, 1, 2, 3), Measure.exact(torch.ones(8) > 0)), ShapeMismatch, "got [8]"),
+        (
+            lambda: Measure.probability(torch.ones(4, 2)),
+            DtypeMismatch,
+            "a mask is of booleans, true where there is data, got float32[4, 2]. Give mask.bool(); weights go into",
+        ),
+        (
+            lambda: Sample(V, randn(2, 1, 2, 3), Measure.probability(torch.zeros(2, 2) > 0)),
+            ShapeMismatch,
+            "the mask leaves no elements of V, and a probability of nothing is none. Leave out batches that are",
+        ),
+        (
+            lambda: Sample(V, randn(3, 3), Measure.weighted(torch.zeros(3))).mean(),
+            ShapeMismatch,
+            "ShapeMismatch in sample.mean: all elements of V weigh nothing.",
+        ),
+        (
+            lambda: Sample(V, randn(4, 1, 3, 3), Measure.weighted(torch.ones(3))),
+            ShapeMismatch,
+            "weights of V are (4,), one for each example, or (examples, draws, sites) = (4, 1, 3) with size one",
+        ),
+        (lambda: Sample(V, randn(4, 3, 3, 3), Measure.weighted(torch.ones(3, 3))), ShapeMismatch, "differ, got [3, 3]"),
+        (lambda: Measure.weighted(torch.tensor([torch.inf])), ShapeMismatch, "finite and not negative"),
+        (
+            lambda: Measure.weighted(torch.ones(1), sites="bogus"),
+            InvalidSetting,
+            "InvalidSetting in Measure(sites=...): got 'bogus', expected 'sum' or 'mean'.",
+        ),
+        (
+            lambda: Measure("bogus"),
+            InvalidSetting,
+            "in Measure: got 'bogus', expected 'probability' or 'exact' or 'monte carlo' or 'weighted'.",
+        ),
+        (
+            lambda: Measure("exact", given=torch.ones(1)),
+            InvalidSetting,
+            "belong to a weighted measure, which has no mask",
+        ),
+        (
+            lambda: Measure("weighted"),
+            InvalidSetting,
+            "Use Measure.weighted(weights), with weights of zero on padding.",
+        ),
+        (
+            lambda: Measure("weighted", torch.ones(1, 1) > 0, torch.ones(1)),
+            InvalidSetting,
+            "InvalidSetting in Measure('weighted'): weights of its own belong to a weighted measure, which has no mask",
+        ),
+        (
+            lambda: Sample.of_cotangents(V, randn(5, 3), draws="Exact"),
+            InvalidSetting,
+            "in Sample.of_cotangents(draws=...): got 'Exact', expected 'exact' or 'monte carlo'.",
+        ),
+        (lambda: Sample.of_cotangents(AffineSpace("A", 3), randn(5, 3)), SpaceMismatch, "in Sample.of_cotangents: exp"),
+        (
+            lambda: Sample(AffineSpace("A", 3), randn(5, 3)),
+            SpaceMismatch,
+            "SpaceMismatch in Sample: expected a vector space, got AffineSpace('A', 3). An affine space takes part",
+        ),
+        (
+            lambda: Sample(V, randn(5, 3))(Covector(V, randn(3).float())),
+            DtypeMismatch,
+            "DtypeMismatch in sample: sample of V with a covector on V (float32[3]): torch.float64 on cpu",
+        ),
+        (
+            lambda: Sample(V, randn(5, 3)).map(LinearMap(V, V, randn(3, 3).float())),
+            DtypeMismatch,
+            "DtypeMismatch in Sample.map: φ : V ← V with sample of V: torch.float32 on cpu, torch.float64 on cpu",
+        ),
+        (lambda: Chunked(lambda: iter([]), (5, 1, 1), 2), InvalidSetting, "or draws, axis=1; got axis=2."),
+        (
+            lambda: Sample(V, chunk_of(2, 1, 3, 3)).moment(),
+            ShapeMismatch,
+            "a chunk of sample along axis 0 is [at most 5, 1, 2, 3], elements of V, got float64[2, 1, 3, 3].",
+        ),
+        (lambda: Sample(V, chunk_of(5, 1, 2, 4)).dense(), ShapeMismatch, "elements of V, got float64[5, 1, 2, 4]."),
+        (lambda: Sample(V, chunk_of(6, 1, 2, 3)).mean(), ShapeMismatch, "elements of V, got float64[6, 1, 2, 3]."),
+        (lambda: Sample(V, chunk_of(5, 3)).reduced(), ShapeMismatch, "elements of V, got float64[5, 3]."),
+        (lambda: Sample(V, chunk_of(5, 2, 2, 3, axis=1)).mean(), ShapeMismatch, "axis 1 is [5, at most 1, 2, 3]"),
         (lambda: Measure.weighted(torch.tensor([-1.0])), ShapeMismatch, "finite and not negative"),
         (lambda: Measure.weighted(torch.tensor([torch.nan])), ShapeMismatch, "finite and not negative"),
         (lambda: Sample(V, randn(5, 3))(Vector(V, randn(3))), SpaceMismatch, "expected an element of V*"),

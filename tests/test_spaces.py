@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import riemann_ng as rng
 from riemann_ng.errors import InvalidSpace, SpaceMismatch
-from riemann_ng.spaces import AffineSpace, DirectSum, Family, Hom, OnePoint, Space, VectorSpace, tensor_product
+from riemann_ng.spaces import AffineSpace, Derived, DirectSum, Family, Hom, OnePoint, Space, VectorSpace, tensor_product
+from riemann_ng.symmetry import LOSS
 
 V, W, A = Space("V", 3), Space("W", 2), AffineSpace("A", 4)
 NAMESPACE = vars(rng)
@@ -72,6 +73,7 @@ def test_families_multiply_member_by_member(a, b, m):
     assert Hom(Family(a, m), Family(b, m)) == Family(Hom(a, b), m)
     assert Family(a, m).dim == m * a.dim
     assert Family(a, m).shape == (m, *a.shape)
+    assert a.levels == () and Family(Family(a, m), 2).levels == (2, m) == (Family(Family(a, m), 2) * b).dual.levels
 
 
 def test_identity_is_nominal():
@@ -128,6 +130,14 @@ def test_plus_flattens_and_names_by_the_spaces():
     assert (V + W) + A.hull == DirectSum({"V": V, "W": W, "Â": A.hull})
 
 
+def test_derived_spaces_are_known_by_their_name_and_what_they_are_made_of():
+    classes = Derived("V/K", V * W, 4)
+    assert classes == Derived("V/K", V * W, 4) != Derived("V/K", V * W, 4, up_to_rotation=True)
+    assert classes != Derived("V/L", V * W, 4) and classes != Derived("V/K", W * V, 4)
+    assert (str(classes), classes.bases, classes.shape) == ("V/K", ("V", "W"), (4,))
+    assert classes.dual.dual == classes != classes.dual
+
+
 def test_spaces_hold_no_tensors_and_are_cheap():
     assert Hom(A.hull, V).dual is Hom(A.hull, V).dual or Hom(A.hull, V).dual == Hom(A.hull, V).dual
     W_ = Hom(A.hull, V)
@@ -138,6 +148,11 @@ def test_spaces_hold_no_tensors_and_are_cheap():
     ("make", "error", "text"),
     [
         (lambda: Space("", 3), InvalidSpace, "known by its name, got ''"),
+        (lambda: Space(LOSS, 3), InvalidSpace, "Space: 'loss' is kept for the scale of the loss. Name it otherwise."),
+        (lambda: AffineSpace("loss", 3), InvalidSpace, "AffineSpace: 'loss' is kept for the scale of the loss"),
+        (lambda: Hom(A, V), SpaceMismatch, "Hom: expected a vector space, got AffineSpace('A', 4)"),
+        (lambda: Hom(V, A), SpaceMismatch, "takes part through its .translations or its .hull"),
+        (lambda: AffineSpace("B", 4, over=A), SpaceMismatch, "AffineSpace: expected a vector space"),
         (lambda: Space(3, 3), InvalidSpace, "known by its name, got 3"),
         (lambda: Space("V", 0), InvalidSpace, "Space('V', 0): the dimension must be a positive integer"),
         (lambda: Space("V", True), InvalidSpace, "positive integer"),
@@ -149,6 +164,7 @@ def test_spaces_hold_no_tensors_and_are_cheap():
         (lambda: DirectSum({}), InvalidSpace, "at least one summand"),
         (lambda: DirectSum({"a": A}), InvalidSpace, "through its .translations or its .hull"),
         (lambda: DirectSum({"": V}), InvalidSpace, "expected a name and a vector space"),
+        (lambda: Derived("V/K", V, 0), InvalidSpace, "InvalidSpace in Derived('V/K', 0): the dimension must be"),
         (lambda: Family(A, 2), InvalidSpace, "Family: expected a vector space"),
         (lambda: Family(V, 0), InvalidSpace, "positive integer"),
         (lambda: Family(V, 2) * Family(V, 3), SpaceMismatch, "the same number of members"),

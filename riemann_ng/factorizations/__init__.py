@@ -2,19 +2,24 @@
 
 A factorization F of a symmetric positive matrix M offers `solve` (M⁻¹x), a frame E with E Eᵀ = M⁻¹, and `logdet`.
 What is made of one matrix is in `leaves.py`, what is made of other factorizations in `composed.py`; `making.py`
-decides, from the numbers, which of them a matrix gets and whether it is definite at all.
+decides, from the numbers, which of them a matrix gets and whether it is definite at all. `keeping.py` says how long
+what was computed from tensors holds.
 """
 
 from .base import Factorization as Factorization
 from .base import Indefinite as Indefinite
 from .base import NotFinite as NotFinite
 from .base import RankDeficient as RankDeficient
+from .base import TooNarrow as TooNarrow
 from .base import rounding_unit as rounding_unit
 from .composed import BlockFactor as BlockFactor
 from .composed import InverseFactor as InverseFactor
 from .composed import KroneckerFactor as KroneckerFactor
 from .composed import ScaledFactor as ScaledFactor
 from .composed import WoodburyFactor as WoodburyFactor
+from .keeping import Kept as Kept
+from .keeping import keep as keep
+from .keeping import normally as normally
 from .leaves import CholeskyFactor as CholeskyFactor
 from .leaves import DiagonalFactor as DiagonalFactor
 from .leaves import FrameFactor as FrameFactor

@@ -35,6 +35,19 @@ class NotFinite(Exception):
     """The short cause that the public call turns into NonFinite."""
 
 
+class TooNarrow(Exception):
+    """The short cause that the public call turns into DtypeMismatch."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__(f"{dtype}")
+
+
+def check_width(matrix: Tensor) -> None:
+    """Sixteen bits hold data, not what is solved: torch factorizes nothing in them."""
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        raise TooNarrow(matrix.dtype)
+
+
 class Factorization(ABC):
     """M⁻¹ and a root of it, for a symmetric positive matrix M of dimension `dim`.
 
@@ -87,6 +100,7 @@ def by_rows(columns: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def triangle(rows: Tensor) -> Tensor:
     """The R of a QR, differentiable where the rows are: torch's mode "r" is not."""
+    check_width(rows)
     R: Tensor = torch.linalg.qr(rows, mode="reduced" if rows.requires_grad else "r")[1]
     return R
 

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .base import Factorization, solve_triangular, triangle
+from .base import Factorization, check_width, solve_triangular, triangle
 
 Columns = Callable[[Tensor], Tensor]
 
@@ -152,6 +152,7 @@ class WoodburyFactor(Factorization):
 
     def __init__(self, base: Factorization, rows: Tensor):
         self.base, self.dim = base, base.dim
+        check_width(rows)
         Q, T = torch.linalg.qr(base.coframe(rows).mT)
         self.Q: Tensor = Q
         stacked = torch.cat([T.mT, torch.eye(len(T), dtype=T.dtype, device=T.device)])

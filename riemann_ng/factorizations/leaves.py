@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -108,9 +109,10 @@ class FrameFactor(Factorization):
     """M = P⁻ᵀ diag(spectrum) P⁻¹ with P a tensor product of square matrices, one for each axis of the spectrum.
 
     Eigendecompositions, pencils (two forms diagonalized together) and rotated diagonals are of this kind. Axis
-    matrices are (d, d), or (m, d, d) for the m members of a family, whose spectrum is then (m, d₁, ...).
+    matrices are (d, d), (d,) where they are diagonal, or (m, d, d) for the m members of a family, whose spectrum is
+    then (m, d₁, ...).
     `logdet_axes` is log |det P| where it is known; entries of the spectrum below `tolerance` times the largest
-    count as zero.
+    count as zero. Those that are zero in a frame of positive tolerance were rounded to it when the frame was found.
     """
 
     name = "eigen"
@@ -123,8 +125,26 @@ class FrameFactor(Factorization):
         self.tolerance = tolerance
 
     def shifted(self, scalar: float | Tensor) -> FrameFactor:
-        """The same frame with `scalar` added to the spectrum: M + scalar * (the form for which P is orthonormal)."""
+        """The same frame with `scalar` added to the spectrum: M + scalar * (the form for which P is orthonormal).
+
+        Exact on the kernel, as far as that can be told: what was rounded to zero is unknown up to the rounding of the
+        largest, and to add less than that to it says nothing.
+        """
+        seen = self.spectrum.detach()
+        known = min(self.tolerance, rounding_unit(seen.dtype)) * float(seen.max())
+        if known and float(scalar) <= known and bool((seen == 0).any()):
+            raise RankDeficient(int((seen > 0).sum()), self.dim)
         return FrameFactor(self.axes, self.spectrum + scalar, self.logdet_axes)
+
+    def spread(self, trace: Tensor) -> float:
+        """How far from a multiple of the identity the form of this trace is for which P is orthonormal: one, or more.
+
+        tr N tr N⁻¹ / d², between one and the condition number, which the error of the frame grows with.
+        """
+        sizes = (P.detach().square().sum((-2, -1) if P.ndim > 1 else -1) for P in self.axes)
+        members = self.spectrum.shape[0] if self.spectrum.ndim > len(self.axes) else 1
+        inverse = prod(sizes, start=trace.new_ones(members))
+        return float(trace.detach() * inverse.sum()) / self.dim**2
 
     @cached_property
     def _kept(self) -> Tensor:
@@ -137,7 +157,8 @@ class FrameFactor(Factorization):
 
     def to_axes(self, x: Tensor) -> Tensor:
         """Pᵀx, shaped (..., *spectrum.shape)."""
-        return self._multiply([P.mT for P in self.axes], x.reshape(*x.shape[:-1], *self.spectrum.shape))
+        transposed = [P.mT if P.ndim > 1 else P for P in self.axes]
+        return self._multiply(transposed, x.reshape(*x.shape[:-1], *self.spectrum.shape))
 
     def from_axes(self, y: Tensor) -> Tensor:
         """P y, flat."""
@@ -145,12 +166,15 @@ class FrameFactor(Factorization):
         return z.reshape(*z.shape[: z.ndim - self.spectrum.ndim], self.dim)
 
     def _multiply(self, axes: Sequence[Tensor], x: Tensor) -> Tensor:
-        if len(axes) == 1:
+        if len(axes) == 1 and axes[0].ndim > 1:
             return (axes[0] @ x[..., None])[..., 0] if axes[0].ndim == 3 else x @ axes[0].mT
-        if len(axes) == 2:
+        if len(axes) == 2 and all(P.ndim > 1 for P in axes):
             return axes[0] @ x @ axes[1].mT
         for axis, P in enumerate(axes, start=-len(axes)):
-            x = (x.movedim(axis, -1) @ P.mT).movedim(-1, axis)
+            moved = x.movedim(axis, -1)
+            if P.ndim == 3:  # beside the members stand the other axes
+                P = P.reshape(len(P), *[1] * (len(axes) - 2), *P.shape[1:])
+            x = (moved * P if P.ndim == 1 else moved @ P.mT).movedim(-1, axis)
         return x
 
     def _definite(self) -> Tensor:
@@ -164,8 +188,8 @@ class FrameFactor(Factorization):
     def solve_modulo_kernel(self, x: Tensor) -> Tensor:
         """The solution orthogonal, in the frame, to the kernel; x vanishes there, up to the root of rounding."""
         y = self.to_axes(x)
-        outside = torch.where(self._kept, torch.zeros_like(y), y).detach().abs().reshape(*x.shape[:-1], -1).amax(-1)
-        size = y.detach().abs().reshape(*x.shape[:-1], -1).amax(-1)
+        outside = torch.where(self._kept, torch.zeros_like(y), y).detach().abs().reshape(x.shape).amax(-1)
+        size = y.detach().abs().reshape(x.shape).amax(-1)
         if bool((outside > rounding_unit(x.dtype) ** 0.5 * size).any()):
             raise RankDeficient(self.rank, self.dim)
         inverse = torch.where(self._kept, self.spectrum, torch.ones_like(self.spectrum)).reciprocal()
@@ -194,5 +218,5 @@ class FrameFactor(Factorization):
             return logdet - 2 * self.logdet_axes
         for P in self.axes:
             each = self.dim // (P.shape[-1] * (P.shape[0] if P.ndim == 3 else 1))
-            logdet = logdet - 2 * each * torch.linalg.slogdet(P)[1].sum()
+            logdet = logdet - 2 * each * (P.log() if P.ndim == 1 else torch.linalg.slogdet(P)[1]).sum()
         return logdet

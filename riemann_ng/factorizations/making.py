@@ -15,7 +15,16 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from .base import Factorization, Indefinite, NotFinite, RankDeficient, rounding_unit, solve_triangular, triangle
+from .base import (
+    Factorization,
+    Indefinite,
+    NotFinite,
+    RankDeficient,
+    check_width,
+    rounding_unit,
+    solve_triangular,
+    triangle,
+)
 from .leaves import CholeskyFactor, FrameFactor
 
 
@@ -30,6 +39,7 @@ def tolerance_of(matrix: Tensor) -> float:
 
 def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
     """A symmetric matrix (d, d) or (m, d, d), by "cholesky" or "eigen"."""
+    check_width(matrix)
     L: Tensor | None = None
     if method == "cholesky":
         L, info = torch.linalg.cholesky_ex(matrix)
@@ -55,6 +65,7 @@ def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
 
 def factorize_rows(rows: Tensor) -> Factorization:
     """RᵀR from R (n, d), or (m, n, d) for m blocks, by QR, not through the product: cond(R) counts, not its square."""
+    check_width(rows)
     n, d = rows.shape[-2:]
     R: Tensor | None = None
     norms = torch.linalg.vector_norm(rows.detach(), dim=-2)
@@ -122,16 +133,26 @@ def fold_rows(pieces: Iterable[Tensor]) -> Tensor:
 
 def pencil(matrix: Tensor, reference: Factorization) -> FrameFactor:
     """The frame, orthonormal for the reference, in which the matrix is diagonal."""
+    check_width(matrix)
     eye = torch.eye(reference.dim, dtype=matrix.dtype, device=matrix.device)
     E = reference.frame_columns(eye)
     whitened = E.mT @ matrix @ E
     values, vectors = torch.linalg.eigh((whitened + whitened.mT) / 2)
-    return FrameFactor([E @ vectors], values.clamp(min=0), -reference.logdet / 2, tolerance_of(matrix))
+    tolerance = tolerance_of(matrix)
+    return FrameFactor([E @ vectors], _rounded(values, tolerance), -reference.logdet / 2, tolerance)
 
 
 def rows_pencil(rows: Tensor, reference: Factorization) -> FrameFactor:
     """As `pencil`, for RᵀR given by R: singular values of R in the frame, never squared before they are found."""
+    check_width(rows)
     whitened = reference.coframe(rows)
     _, singular, Vt = torch.linalg.svd(whitened, full_matrices=len(rows) < rows.shape[1])
     values = torch.nn.functional.pad(singular.square(), (0, rows.shape[1] - len(singular)))
-    return FrameFactor([reference.frame_columns(Vt.mT)], values, -reference.logdet / 2, tolerance_of(rows) ** 2)
+    tolerance = tolerance_of(rows) ** 2
+    return FrameFactor([reference.frame_columns(Vt.mT)], _rounded(values, tolerance), -reference.logdet / 2, tolerance)
+
+
+def _rounded(values: Tensor, tolerance: float) -> Tensor:
+    """What cannot be told from zero is zero: as noise it would compete with a small damping."""
+    seen = values.detach()
+    return torch.where(seen > tolerance * seen.max(), values, torch.zeros_like(values))

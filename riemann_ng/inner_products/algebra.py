@@ -7,8 +7,9 @@ import math
 from torch import Tensor
 
 from ..elements import Scalar, describe
-from ..errors import NotAnInnerProduct
+from ..errors import NotAnInnerProduct, NotClosed
 from ..linear_maps import NATURAL, LinearMap
+from ..spaces import Family
 from .base import InnerProduct
 from .common import Algebra, one_kind
 from .diagonal import Diagonal, Euclidean
@@ -64,6 +65,20 @@ class Expressions(Algebra[InnerProduct]):
             if isinstance(form, Scaled) and form.c_symmetry == type(form.c_symmetry).natural():
                 scalars, form = scalars * form.scalar, form.of
             factors += form.factors if isinstance(form, Kronecker) else [form]
+        nested = [form for form in factors if len(form.space.levels) > 1]
+        if len(nested) > 1:
+            raise NotClosed(
+                f"NotClosed in *: {' and '.join(map(repr, nested))} live on families of families, which do not "
+                f"multiply. Make each one family, of all members."
+            )
+        on_families = [form for form in factors if isinstance(form.space, Family)]
+        for form in on_families if len(on_families) > 1 else []:
+            if not form.by_members:
+                raise NotClosed(
+                    f"NotClosed in *: {form!r} has terms between the members of {form.space}, and families multiply "
+                    f"member by member. Make it one form for each member: a second moment without joint=True, Gram "
+                    f"with matrices (members, dim, dim), or .diagonal()."
+                )
         return self.scale(scalars, Kronecker(factors))
 
     def dual(self, g: InnerProduct) -> InnerProduct:

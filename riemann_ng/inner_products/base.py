@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 
 from ..elements import Covector, Element, Scalar, Vector
-from ..errors import NotAnInnerProduct, NotClosed, SpaceMismatch
-from ..factorizations import Factorization, FrameFactor, RankDeficient, pencil, rows_pencil
+from ..errors import SpaceMismatch
+from ..factorizations import Factorization, FrameFactor, Kept, keep, normally
 from ..linear_maps import LinearMap
 from ..solvers import Auto, Solver, Structure
-from ..solvers.base import check_covector, check_finite, checked_covector
-from ..spaces import Derived, DirectSum, VectorSpace
+from ..solvers.base import check_covector, check_finite, check_solver, checked_covector
+from ..spaces import AffineSpace, Space, VectorSpace
 from ..symmetry import Symmetry
-from . import common
+from . import common, members
 from .common import Algebra
+from .pencils import pencil_of
+from .states import converted, on_bases
 from .symmetries import of_matrix
 
 State = dict[str, Any]
@@ -77,18 +79,22 @@ class InnerProduct(ABC):
         """
         return of_matrix(self.space, self.expression(), self.expression())
 
+    def keeps(self, space: Space | AffineSpace | str, group: str) -> bool:
+        """Whether the form does not see this group act on this one of the spaces that it is made on."""
+        return self.symmetry.keeps(common.base_of(self, space), group)
+
     def tensors(self) -> Iterator[Tensor]:
         """The tensors the form holds: they give its dtype and its device (numbers, of no dimension, give none)."""
         return iter(())
 
     @cached_property
-    def _traits(self) -> tuple[torch.dtype | None, torch.device | None, bool]:
-        dtype, device, differentiable = None, None, False
-        for t in self.tensors():
+    def _traits(self) -> tuple[torch.dtype | None, torch.device | None, bool, tuple[Tensor, ...]]:
+        dtype, device, differentiable, tensors = None, None, False, tuple(self.tensors())
+        for t in tensors:
             differentiable = differentiable or t.requires_grad
             if dtype is None and t.ndim:
                 dtype, device = t.dtype, t.device
-        return dtype, device, differentiable
+        return dtype, device, differentiable, tensors
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -143,6 +149,11 @@ class InnerProduct(ABC):
         """The matrix (d, d), or one (m, d, d) for each member of a family, where the form is kept as such; or None."""
         return None
 
+    @property
+    def by_members(self) -> bool:
+        """Whether it is one form for each member of a family, with nothing between them."""
+        return members.uncoupled(self)
+
     # Flat, sharp and what follows from them
 
     def flat(self, v: Element) -> Covector:
@@ -156,6 +167,7 @@ class InnerProduct(ABC):
         self._same_kind(covector, "sharp")
         check_finite(covector, call)
         if solver is not None:
+            check_solver(solver, call)
             return solver.solve(self, covector).value
         data = covector.data
         with common.degenerate_of(self.space, self.rank, "sharp"):
@@ -183,8 +195,12 @@ class InnerProduct(ABC):
         with common.degenerate_of(self.space, self.rank, "frame"):
             f = self.factorization(like)
             f.frame(torch.zeros(self.space.dim, **self._options(like)))  # a kernel shows here, not when E is used
-        source = Derived(f"frame of {self.expression()}", self.space, self.space.dim, up_to_rotation=True)
-        return LinearMap.from_functions(source, self.space, f.frame, f.coframe, "E", self.symmetry ** Fraction(-1, 2))
+        symmetry = self.symmetry ** Fraction(-1, 2)
+        return LinearMap.from_functions(self._frame_space, self.space, f.frame, f.coframe, "E", symmetry)
+
+    @cached_property
+    def _frame_space(self) -> VectorSpace:
+        return common.frame_space(self.space, self.expression())
 
     def random_vector(
         self, generator: torch.Generator | None = None, *batch: int, like: Tensor | None = None
@@ -192,43 +208,39 @@ class InnerProduct(ABC):
         """A Gaussian vector whose precision is this form."""
         z = torch.randn(*batch, self.space.dim, generator=generator, **self._options(like))
         with common.degenerate_of(self.space, self.rank, "random_vector"):
-            x = self.factorization(z).frame(z)
-        return Vector._of(self.space, x.reshape(*batch, *self.space.shape))
+            return Vector._of(self.space, self.factorization(z).frame(z).reshape(*batch, *self.space.shape))
 
     def sharp_modulo_kernel(self, covector: Element, reference: InnerProduct) -> Vector:
         """Of all v with flat(v) = ξ the one that is shortest for the reference. ξ must vanish on the kernel."""
         x = checked_covector(self, covector, "sharp_modulo_kernel")
-        if reference.space != self.space:
-            raise SpaceMismatch(
-                f"SpaceMismatch in sharp_modulo_kernel: {reference!r} is no reference for {self.space}."
-            )
+        common.check_reference(self, reference, "sharp_modulo_kernel")
         with common.degenerate_of(self.space, self.rank, "sharp_modulo_kernel: ξ does not vanish on the kernel"):
             return Vector._of(self.space, self._shaped(self.pencil_with(reference, x).solve_modulo_kernel(x), covector))
 
     def pencil_with(self, reference: InnerProduct, like: Tensor | None = None) -> FrameFactor:
         """The frame orthonormal for the reference in which this form is diagonal."""
-        rows, factor = self.rows(), reference.factorization(like)
-        return pencil(self.dense_matrix(like), factor) if rows is None else rows_pencil(rows, factor)
+        return pencil_of(self, reference, like)
 
     def rank(self, like: Tensor | None = None) -> int:
         """The numerical rank."""
-        try:
-            f = self.factorization(like)
-            f.logdet  # noqa: B018  a diagonal finds out here
-        except RankDeficient as short:
-            return short.rank if short.dim == self.space.dim else common.rank_of(self.dense_matrix(like))
-        return self.space.dim
+        return common.rank_by(self, like)
 
     # Factorizations, made once
 
     def factorization(self, like: Tensor | None = None) -> Factorization:
-        """What `Auto` makes of this form, kept."""
-        factorization = self.__dict__.get("_factorization")
-        if factorization is None:
-            direct = self.direct_factorization("cholesky") if self.always_direct else None
-            factorization = Auto().factorize(self, like) if direct is None else direct
-            if factorization.worth_keeping and self.dtype is not None and not self.differentiable:
-                self.__dict__["_factorization"] = factorization
+        """What `Auto` makes of this form, kept until one of its tensors is changed in place."""
+        kept: Kept[Factorization] | None = self.__dict__.get("_kept_factorization")
+        if kept is not None and kept.fresh:
+            return kept.value
+        if torch.is_inference_mode_enabled():
+            return normally(self.factorization, like)
+        direct = self.direct_factorization("cholesky") if self.always_direct else None
+        return self.keep(Auto().factorize(self, like) if direct is None else direct)
+
+    def keep(self, factorization: Factorization) -> Factorization:
+        dtype, _, differentiable, tensors = self._traits
+        if dtype is not None and not differentiable and factorization.worth_keeping:
+            self.__dict__["_kept_factorization"] = keep(factorization, tensors)
         return factorization
 
     # The algebra
@@ -245,23 +257,22 @@ class InnerProduct(ABC):
             raise SpaceMismatch(f"SpaceMismatch in +: {self!r} and {other!r} live on different spaces.")
         return self.algebra.sum(self, other)
 
-    __radd__ = __add__
+    def __radd__(self, other: object) -> InnerProduct:
+        if isinstance(other, int) and not isinstance(other, bool) and other == 0:  # where `sum([g, h])` starts
+            return self
+        raise common.no_damping(self, other)
 
     def __sub__(self, other: object) -> InnerProduct:
         raise common.no_difference(self, other)
 
     def __mul__(self, other: InnerProduct | Scalar) -> InnerProduct:
-        if isinstance(other, InnerProduct):
-            return self.algebra.product(self, other)
-        return self.algebra.scale(other, self)
+        return self.algebra.product(self, other) if isinstance(other, InnerProduct) else self.algebra.scale(other, self)
 
     def __rmul__(self, scalar: Scalar) -> InnerProduct:
         return self.algebra.scale(scalar, self)
 
     def __truediv__(self, scalar: float) -> InnerProduct:
-        if isinstance(scalar, (int, float)) and scalar == 0:
-            raise NotAnInnerProduct(f"NotAnInnerProduct in /: {self!r} over 0. Divide by a positive number.")
-        return self.algebra.scale(1.0 / scalar, self)
+        return self.algebra.scale(common.reciprocal(self, scalar), self)
 
     def pullback(self, phi: LinearMap) -> InnerProduct:
         """The form u, u' ↦ g(φ u, φ u') on the domain of φ."""
@@ -269,19 +280,11 @@ class InnerProduct(ABC):
 
     def restrict(self, to: str | LinearMap) -> InnerProduct:
         """The form on a summand, by name, or on the domain of an inclusion."""
-        if isinstance(to, LinearMap):
-            return self.pullback(to)
-        if not isinstance(self.space, DirectSum):
-            raise SpaceMismatch(f"SpaceMismatch in restrict: {self.space} is not a direct sum; give an inclusion map.")
-        self.space[to]
-        summands = self.summands()
-        return summands[to] if summands is not None else self.pullback(LinearMap.inclusion(self.space, to))
+        summands = self.summands() or {}
+        return summands[to] if to in summands else self.pullback(common.inclusion(self.space, to))
 
     def quotient(self, kernel: LinearMap) -> InnerProduct:
-        """The form on V/K for an inclusion of K: the length of a class is that of its shortest member.
-
-        The result knows its `projection` V → V/K.
-        """
+        """On V/K, for an inclusion of K: a class is as long as its shortest member. It knows its `projection`."""
         return self.algebra.quotient(self, kernel)
 
     def diagonal(self, basis: LinearMap | None = None) -> InnerProduct:
@@ -294,11 +297,7 @@ class InnerProduct(ABC):
         A product blends factor by factor, which is not the mean of the two inner products. Refused where the kind is
         not closed under it.
         """
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-            raise NotAnInnerProduct(f"NotAnInnerProduct in blend: the weight is between 0 and 1, got {weight}.")
-        if not isinstance(other, InnerProduct) or other.space != self.space:
-            raise SpaceMismatch(f"SpaceMismatch in blend: {self!r} with {other!r}: one space is needed.")
-        common.one_kind(self, other, "blend")
+        common.check_blend(self, other if isinstance(other, InnerProduct) else None, other, weight)
         return self.blended(other, weight)
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
@@ -308,7 +307,8 @@ class InnerProduct(ABC):
 
     def state(self) -> State:
         """Tensors, numbers and strings to rebuild the form with `InnerProduct.from_state(space, state)`."""
-        return {"kind": self.kind, "shape": list(self.space.shape), **self.own_state()}
+        shape, bases = list(self.space.shape), list(self.space.bases)
+        return {"kind": self.kind, "shape": shape, "bases": bases, **self.own_state()}
 
     def own_state(self) -> State:
         raise common.no_state(self)
@@ -316,23 +316,20 @@ class InnerProduct(ABC):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> InnerProduct:
         """The inverse of `own_state`."""
-        raise NotClosed(
-            f"NotClosed in from_state: the kind {cls.kind!r} does not say how it is restored: define restore."
-        )
+        raise common.no_restore(cls.kind)
 
     @staticmethod
     def from_state(space: VectorSpace, state: Mapping[str, Any]) -> InnerProduct:
-        if state.get("kind") not in KINDS:
-            raise NotClosed(f"NotClosed in from_state: unknown kind {state.get('kind')!r}; known: {', '.join(KINDS)}.")
-        if state.get("shape") != list(space.shape):
-            raise common.not_fitting(state, space)
-        return KINDS[state["kind"]].restore(space, dict(state))
+        """The form on a space of the shape it was made for. Of a space of other bases, it names these."""
+        common.check_state(state, space, KINDS)
+        return KINDS[state["kind"]].restore(space, on_bases(state, space))
+
+    def to(self, *to: torch.dtype | torch.device | str) -> InnerProduct:
+        """The form in another dtype, on another device, by way of its state: a moment comes back as its matrix."""
+        return self.from_state(self.space, converted(self.state(), *to))
 
     def __repr__(self) -> str:
-        source, target = (
-            f"({V})" if " " in f"{V}" and not f"{V}".startswith("(") else f"{V}" for V in (self.space, self.space.dual)
-        )
-        return f"{self.expression()} : {target} ← {source}"
+        return f"{self.expression()} : {common.arrow(self.space.dual, self.space)}"
 
     def _checked(self, v: Element, call: str) -> Tensor:
         if not isinstance(v, Element) or (v.lives_in is not self.space and v.lives_in != self.space):
@@ -341,7 +338,7 @@ class InnerProduct(ABC):
         return v.components
 
     def _same_kind(self, v: Element, call: str) -> None:
-        dtype, device, _ = self._traits
+        dtype, device, *_ = self._traits
         if dtype not in (None, v.dtype) or device not in (None, v.device):
             raise common.of_another_kind(self, v, call)
 

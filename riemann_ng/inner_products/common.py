@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from hashlib import sha256
+from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -15,9 +17,10 @@ from ..factorizations import RankDeficient, tolerance_of
 from ..linear_maps import LinearMap
 from ..solvers import Structure
 from ..solvers.base import Solvable, degenerate_named
-from ..spaces import VectorSpace
+from ..spaces import AffineSpace, Derived, DirectSum, Space, VectorSpace
 
 G = TypeVar("G")
+_NUMBERS = count(1)
 
 
 class Algebra(ABC, Generic[G]):
@@ -100,8 +103,7 @@ def of_another_kind(g: Solvable, v: Element, call: str) -> DtypeMismatch:
 
 def no_damping(g: Solvable, other: object) -> SpaceMismatch:
     return SpaceMismatch(
-        f"SpaceMismatch in +: {g!r} plus {given(other)}. "
-        f"Damping names its inner product: g + λ * Euclidean({g.space})."
+        f"SpaceMismatch in +: {g!r} plus {given(other)}. Damping names its inner product: g + λ * Euclidean({g.space})."
     )
 
 
@@ -119,9 +121,74 @@ def not_fitting(state: Mapping[str, Any], space: VectorSpace) -> SpaceMismatch:
     )
 
 
+def base_of(g: Solvable, space: object) -> str:
+    """The name of one of the spaces that a form is made on."""
+    bases = g.space.bases
+    name = space if isinstance(space, str) else space.name if isinstance(space, (Space, AffineSpace)) else None
+    if name is None or name not in bases:
+        raise SpaceMismatch(
+            f"SpaceMismatch in keeps: {g!r} is made on {', '.join(map(repr, bases)) or 'no space with a name'}, "
+            f"got {given(space)}."
+        )
+    return name
+
+
+def rank_by(g: Solvable, like: Tensor | None) -> int:
+    """The numerical rank, found where the form is factorized."""
+    try:
+        factorization = g.factorization(like)
+        factorization.logdet  # noqa: B018  a diagonal finds out here
+    except RankDeficient as short:
+        return short.rank if short.dim == g.space.dim else rank_of(g.dense_matrix(like))
+    return g.space.dim
+
+
+def other_space(state: Mapping[str, Any], made: VectorSpace, space: VectorSpace) -> SpaceMismatch:
+    return SpaceMismatch(
+        f"SpaceMismatch in from_state: the state of a {state['kind']} form is one on {made}, not on {space}."
+    )
+
+
 def given(x: object) -> str:
     """What a call was given: a tensor by its shape, anything else as it prints."""
     return describe(x) if isinstance(x, (Tensor, list, tuple, dict)) else f"{x}"
+
+
+def check_blend(g: Solvable, form: Solvable | None, other: object, weight: float) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise NotAnInnerProduct(f"NotAnInnerProduct in blend: the weight is between 0 and 1, got {weight}.")
+    if form is None or form.space != g.space:
+        raise SpaceMismatch(f"SpaceMismatch in blend: {g!r} with {given(other)}: one space is needed.")
+    one_kind(g, form, "blend")
+
+
+def arrow(target: VectorSpace, source: VectorSpace) -> str:
+    left, right = (f"({V})" if " " in f"{V}" and not f"{V}".startswith("(") else f"{V}" for V in (target, source))
+    return f"{left} ← {right}"
+
+
+def frame_space(space: VectorSpace, expression: str) -> VectorSpace:
+    """A space of its own for each form: frames of two forms are two choices of coordinates, whatever their names."""
+    return Derived(f"frame {next(_NUMBERS)} of {expression}", space, space.dim, up_to_rotation=True)
+
+
+def inclusion(space: VectorSpace, to: str | LinearMap) -> LinearMap:
+    if isinstance(to, LinearMap):
+        return to
+    if not isinstance(space, DirectSum):
+        raise SpaceMismatch(f"SpaceMismatch in restrict: {space} is not a direct sum; give an inclusion map.")
+    return LinearMap.inclusion(space, to)
+
+
+def known_as(name: str, default: str, constant: Tensor) -> str:
+    """What a constant is known by: its name, or where nobody gave it one, what it is."""
+    return f"{name} {digest(constant)}" if name == default else name
+
+
+def digest(t: Tensor) -> str:
+    """The same for the same numbers, and for no others."""
+    numbers = t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return sha256(numbers + f"{t.dtype}{list(t.shape)}".encode()).hexdigest()[:8]
 
 
 class Kinded(Protocol):
@@ -141,3 +208,26 @@ def no_state(g: Kinded) -> NotClosed:
         f"NotClosed in state: {g!r} keeps no state: it holds what is no tensor, number or string, or does not say how. "
         f"Store what it was made of; a kind of your own defines own_state and restore, and is named by @kind."
     )
+
+
+def no_restore(kind: str) -> NotClosed:
+    return NotClosed(f"NotClosed in from_state: the kind {kind!r} does not say how it is restored: define restore.")
+
+
+def check_state(state: Mapping[str, Any], space: VectorSpace, known: Mapping[str, object]) -> None:
+    if state.get("kind") not in known:
+        raise NotClosed(f"NotClosed in from_state: unknown kind {state.get('kind')!r}; known: {', '.join(known)}.")
+    if state.get("shape") != list(space.shape):
+        raise not_fitting(state, space)
+
+
+def reciprocal(g: Solvable, scalar: Scalar) -> Scalar:
+    if isinstance(scalar, (int, float)) and scalar == 0:
+        raise NotAnInnerProduct(f"NotAnInnerProduct in /: {g!r} over 0. Divide by a positive number.")
+    return 1.0 / scalar
+
+
+def check_reference(g: Solvable, reference: Solvable, call: str) -> None:
+    if reference.space != g.space:
+        raise SpaceMismatch(f"SpaceMismatch in {call}: {reference!r} is no reference for {g.space}.")
+    one_kind(g, reference, call)

@@ -5,11 +5,13 @@ and costs Cholesky factorizations only:
 
     damp_factors(G * A, λ, h_S * h_A) == (G + √λ/π * h_S) * (A + √λ π * h_A)
 
-where π balances the two: "trace" by traces relative to the references, "frobenius" by Frobenius norms, "none" is π = 1.
-With balanced factors the result does not depend on how a scale is split between G and A.
+where π balances the two: "trace" by traces relative to the references, "frobenius" by Frobenius norms, "none" is π = 1,
+as it is where a factor is zero. With balanced factors the result does not depend on how a scale is split between G
+and A.
 
 The reference decides which symmetries survive. `Euclidean(W)` names the origin of every hull, and translations are lost
-at it; `euclidean_on_translations(W)` measures linear parts alone and keeps them, in exact and in factored damping.
+at it; `euclidean_on_translations(W)` measures linear parts alone and keeps them, in exact damping and in factored
+damping with split="none".
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from .base import InnerProduct
 from .diagonal import Euclidean
 from .direct_sum import BlockDiagonal
 from .kronecker import Kronecker
+from .maps import OnMembers
 from .sums import Scaled
 
 Split = Literal["trace", "frobenius", "none"]
@@ -69,7 +72,8 @@ def damp_factors(
     else:
         probe = torch.empty(0, **(reference if product.dtype is None else product)._options(None))
         sizes = [size(f, h, split, probe) for f, h in ((G, h_S), (A, h_A))]
-        pi = (sizes[1] / sizes[0]).sqrt()
+        known = bool(sizes[0] > 0) and bool(sizes[1] > 0)  # a factor that is zero has no scale to balance
+        pi = (sizes[1] / sizes[0]).sqrt() if known else torch.ones_like(sizes[0])
         pi_symmetry = (A.symmetry * h_A.symmetry**-1 * (G.symmetry * h_S.symmetry**-1) ** -1) ** Fraction(1, 2)
     root = damping**0.5
     damped_G = G + Scaled(root / pi, h_S, pi_symmetry**-1)
@@ -98,7 +102,8 @@ def euclidean_on_translations(space: VectorSpace) -> InnerProduct:
     """The Euclidean form with every Â* measured on the translations alone: |f|² is that of f's linear part.
 
     It vanishes on constants and names no origin, so damping by it keeps the translations of 𝒜: isometries in place of
-    rotations about the origin. On a layer's `Hom(Â, S)` it is the square of the weight, without the bias.
+    rotations about the origin. On a layer's `Hom(Â, S)` it is the square of the weight, without the bias. Factored
+    damping by it takes split="none": a form with a kernel has no traces to balance by.
     """
     if isinstance(space, DirectSum):
         return BlockDiagonal({name: euclidean_on_translations(V) for name, V in space.parts})
@@ -131,10 +136,5 @@ def _of_each(phi: LinearMap, members: int) -> LinearMap:
     """The map on each member of a family."""
     domain, codomain = Family(phi.domain, members), Family(phi.codomain, members)
 
-    def apply(x: Tensor) -> Tensor:
-        return phi._apply(x.unflatten(-1, (members, -1))).flatten(-2)
-
-    def transpose(y: Tensor) -> Tensor:
-        return phi._transpose(y.unflatten(-1, (members, -1))).flatten(-2)
-
+    apply, transpose = OnMembers(phi._apply, members), OnMembers(phi._transpose, members)
     return LinearMap.from_functions(domain, codomain, apply, transpose, phi.name, phi.symmetry)

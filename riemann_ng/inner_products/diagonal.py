@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,10 +12,13 @@ from ..elements import describe
 from ..errors import DtypeMismatch, NonFinite, NotAnInnerProduct, ShapeMismatch
 from ..factorizations import DiagonalFactor, Factorization, IdentityFactor
 from ..solvers import Structure
-from ..spaces import DirectSum, VectorSpace, tensor_product
+from ..spaces import DirectSum, VectorSpace, check_vector_space, tensor_product
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import known_as
 from .symmetries import of_euclidean, of_matrix
+
+DEFAULT_NAME = "entries"
 
 
 @kind("euclidean")
@@ -25,10 +29,14 @@ class Euclidean(InnerProduct):
     """
 
     def __init__(self, space: VectorSpace):
-        self.space = space
+        self.space = check_vector_space("Euclidean", space)
 
     def flat_components(self, x: Tensor) -> Tensor:
         return x
+
+    @property
+    def by_members(self) -> bool:
+        return True
 
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         return torch.ones(self.space.dim, **self._options(like))
@@ -56,7 +64,11 @@ class Euclidean(InnerProduct):
         return f"Euclidean({self.space})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        return self if isinstance(other, Euclidean) else super().blended(other, weight)
+        if isinstance(other, Euclidean):
+            return self
+        if isinstance(other, Diagonal) or other.dense_blocks() is not None:  # they are closed under it
+            return other.blended(self, 1 - weight)
+        return super().blended(other, weight)
 
     def own_state(self) -> State:
         return {}
@@ -70,7 +82,8 @@ class Euclidean(InnerProduct):
 class Diagonal(InnerProduct):
     """`Diagonal(V, entries)` with entries of shape V.shape, not negative. As a constant it is known by its `name`."""
 
-    def __init__(self, space: VectorSpace, entries: Tensor, name: str = "entries"):
+    def __init__(self, space: VectorSpace, entries: Tensor, name: str = DEFAULT_NAME):
+        check_vector_space("Diagonal", space)
         if not isinstance(entries, Tensor) or tuple(entries.shape) not in (space.shape, (space.dim,)):
             raise ShapeMismatch(
                 f"ShapeMismatch in Diagonal: entries on {space} have shape {list(space.shape)}, "
@@ -87,10 +100,10 @@ class Diagonal(InnerProduct):
                 f"NotAnInnerProduct in Diagonal: an entry on {space} is {float(entries.min()):.3g}. "
                 f"Entries of an inner product are positive; zero is allowed until something is solved."
             )
-        self._set(space, entries.reshape(-1), name, of_matrix(space, name, f"Diagonal({space}, {name})"))
+        self._set(space, entries.reshape(-1), name, None)
 
-    def _set(self, space: VectorSpace, entries: Tensor, name: str, symmetry: Symmetry) -> None:
-        self.space, self.entries, self.name, self._symmetry = space, entries, name, symmetry
+    def _set(self, space: VectorSpace, entries: Tensor, name: str, symmetry: Symmetry | None) -> None:
+        self.space, self.entries, self.name, self._given_symmetry = space, entries, name, symmetry
 
     @classmethod
     def of(cls, space: VectorSpace, entries: Tensor, name: str, symmetry: Symmetry) -> Diagonal:
@@ -105,6 +118,10 @@ class Diagonal(InnerProduct):
     def tensors(self) -> Iterator[Tensor]:
         yield self.entries
 
+    @property
+    def by_members(self) -> bool:
+        return True
+
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         return self.entries
 
@@ -118,7 +135,11 @@ class Diagonal(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        return self._symmetry
+        return self._of_constant if self._given_symmetry is None else self._given_symmetry
+
+    @cached_property
+    def _of_constant(self) -> Symmetry:
+        return of_matrix(self.space, known_as(self.name, DEFAULT_NAME, self.entries), self.expression())
 
     def expression(self) -> str:
         return f"Diagonal({self.space}, {self.name})"

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..elements import Covector, Element, Vector
-from ..errors import DegenerateMetric, SpaceMismatch
+from ..errors import DegenerateMetric, InvalidSpace, SpaceMismatch
 from ..factorizations import BlockFactor, Factorization
 from ..solvers import Eigen, Solver, Structure
 from ..solvers.base import checked_covector
 from ..spaces import DirectSum, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .common import cost, one_kind
+from .common import cost, given, one_kind
 
 
 @kind("direct sum")
@@ -118,7 +118,17 @@ class BlockDiagonal(InnerProduct):
 
 def direct_sum(parts: Mapping[str, InnerProduct] | None = None, **named: InnerProduct) -> BlockDiagonal:
     """The form on the direct sum of the spaces: `direct_sum({"fc1": g, "fc2": h})` or `direct_sum(fc1=g, fc2=h)`."""
+    if twice := sorted(set(parts or {}) & set(named)):
+        raise InvalidSpace(
+            f"InvalidSpace in direct_sum: two summands are named {', '.join(map(repr, twice))}. Name them apart."
+        )
     forms = {**(parts or {}), **named}
+    for name, g in forms.items():
+        if not isinstance(g, InnerProduct):
+            raise SpaceMismatch(
+                f"SpaceMismatch in direct_sum: expected an inner product for {name!r}, got {given(g)}. "
+                f"Of spaces it is DirectSum({{...}})."
+            )
     typed = [g for g in forms.values() if g.dtype is not None]
     for g in typed[1:]:
         one_kind(typed[0], g, "direct_sum")

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..errors import SpaceMismatch
+from ..errors import DtypeMismatch, SpaceMismatch
 from ..factorizations import Factorization, InverseFactor, factorize_dense, factorize_rows
 from ..linear_maps import LinearMap
 from ..solvers import Structure
 from ..spaces import Derived, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .common import bracketed, degenerate_of
+from .common import bracketed, degenerate_of, digest, no_state, other_space
+from .maps import NoState, map_from_state, map_to_state
 from .symmetries import along
 
 
@@ -36,6 +37,10 @@ class Dual(InnerProduct):
     def structure(self) -> Structure:
         s = self.of.structure
         return Structure("dual", s.dim, s.apply, 2.0 * s.dim**2, s.dim)
+
+    @property
+    def by_members(self) -> bool:
+        return self.of.by_members
 
     def direct_factorization(self, method: str) -> Factorization | None:
         return None if self.dtype is None else InverseFactor(self.of.flat_components, self.of.factorization())
@@ -65,6 +70,7 @@ class Pullback(InnerProduct):
     def __init__(self, phi: LinearMap, of: InnerProduct):
         if phi.codomain != of.space:
             raise SpaceMismatch(f"SpaceMismatch in pullback: {phi} does not lead to {of.space}, where {of!r} lives.")
+        check_map(phi, of, "pullback")
         self.phi, self.of, self.space = phi, of, phi.domain
 
     def flat_components(self, x: Tensor) -> Tensor:
@@ -99,6 +105,16 @@ class Pullback(InnerProduct):
     def expression(self) -> str:
         return f"Pullback({self.phi.name}, {self.of.expression()})"
 
+    def own_state(self) -> State:
+        return {"along": stored(self, self.phi), "of": self.of.state()}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Pullback:
+        phi = map_from_state(state["along"])
+        if phi.domain != space:
+            raise other_space(state, phi.domain, space)
+        return cls(phi, InnerProduct.from_state(phi.codomain, state["of"]))
+
 
 @kind("quotient")
 class Quotient(InnerProduct):
@@ -111,6 +127,7 @@ class Quotient(InnerProduct):
     def __init__(self, of: InnerProduct, kernel: LinearMap, like: Tensor | None = None):
         if kernel.codomain != of.space:
             raise SpaceMismatch(f"SpaceMismatch in quotient: {kernel} is no inclusion into {of.space}.")
+        check_map(kernel, of, "quotient")
         K = kernel.matrix(torch.empty(0, **of._options(like)))
         G = of.dense_matrix(K)
         r = K.shape[1]
@@ -120,7 +137,8 @@ class Quotient(InnerProduct):
                 f"{int(torch.linalg.matrix_rank(K))} of {r} in dimension {G.shape[0]}."
             )
         self.of, self.kernel = of, kernel
-        self.space: VectorSpace = Derived(f"({of.space})/({kernel.domain})", of.space, G.shape[0] - r)
+        classes = f"({of.space})/({kernel.domain} {digest(K)})"  # the section depends on the inclusion alone
+        self.space: VectorSpace = Derived(classes, of.space, G.shape[0] - r)
         section = torch.linalg.qr(K, mode="complete")[0][:, r:]
         up_to_scale = None if kernel.symmetry is None else kernel.symmetry * kernel.symmetry**-1
         self.projection = LinearMap(of.space, self.space, section.mT, "projection", up_to_scale)
@@ -154,3 +172,32 @@ class Quotient(InnerProduct):
 
     def expression(self) -> str:
         return f"{bracketed(self.of.expression(), '+*')}.quotient({self.kernel.name})"
+
+    def own_state(self) -> State:
+        like = self.entries.new_empty(0)
+        return {"kernel": stored(self, self.kernel), "of": self.of.state(), "like": like}
+
+    @classmethod
+    def restore(cls, space: VectorSpace, state: State) -> Quotient:
+        kernel = map_from_state(state["kernel"])
+        quotient = cls(InnerProduct.from_state(kernel.codomain, state["of"]), kernel, state["like"])
+        if quotient.space != space:
+            raise other_space(state, quotient.space, space)
+        return quotient
+
+
+def check_map(phi: LinearMap, g: InnerProduct, call: str) -> None:
+    """A map with numbers of its own is of the form's dtype, on its device."""
+    for t in phi._tensors:
+        if g.dtype not in (None, t.dtype) or g.device not in (None, t.device):
+            raise DtypeMismatch(
+                f"DtypeMismatch in {call}: {phi} in {t.dtype} on {t.device} with {g!r} in {g.dtype} on {g.device}. "
+                f"Bring the map's matrix, or the form, there with .to(...)."
+            )
+
+
+def stored(g: InnerProduct, phi: LinearMap) -> State:
+    try:
+        return map_to_state(phi)
+    except NoState:
+        raise no_state(g) from None

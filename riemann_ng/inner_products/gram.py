@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from ..errors import DtypeMismatch, NonFinite, NotAnInnerProduct, ShapeMismatch
 from ..factorizations import Factorization, RankDeficient, factorize_dense, factorize_rows, tolerance_of
 from ..solvers import Structure
 from ..solvers.base import degenerate_named
-from ..spaces import Family, VectorSpace
+from ..spaces import Family, VectorSpace, check_vector_space
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import known_as
 from .symmetries import of_matrix
+
+DEFAULT_NAME, DEFAULT_ROWS_NAME = "matrix", "rows"
 
 
 @kind("gram")
@@ -23,8 +27,8 @@ class Gram(InnerProduct):
     """The form with a given matrix: `Gram(V, matrix)`, on a family `Gram(Family(V, m), matrices)` with (m, d, d).
 
     Asymmetric and indefinite matrices are refused at once; a degenerate one is allowed until something is solved. The
-    matrix is a constant known by its `name`: it claims few symmetries, unless `natural=True` says that it was computed
-    from data and moves with the frames.
+    matrix is a constant known by its `name`, or without one by its entries: it claims few symmetries, unless
+    `natural=True` says that it was computed from data and moves with the frames.
     """
 
     always_direct = True
@@ -34,17 +38,29 @@ class Gram(InnerProduct):
         space: VectorSpace,
         matrix: Tensor,
         validate: bool = True,
-        name: str = "matrix",
+        name: str = DEFAULT_NAME,
         natural: bool = False,
     ):
-        self._set(
-            space, matrix, name, Symmetry.natural() if natural else of_matrix(space, name, f"Gram({space}, {name})")
-        )
+        self._check_shape(space, matrix)
+        self._set(space, matrix, name, Symmetry.natural() if natural else None)
         if validate:
             self._validate()
 
-    def _set(self, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry) -> None:
-        self.space, self.entries, self.name, self._symmetry = space, matrix, name, symmetry
+    @staticmethod
+    def _check_shape(space: VectorSpace, M: object) -> None:
+        check_vector_space("Gram", space)
+        shape = (space.members, space.of.dim, space.of.dim) if isinstance(space, Family) else (space.dim, space.dim)
+        if not isinstance(M, Tensor) or tuple(M.shape) != shape:
+            raise ShapeMismatch(
+                f"ShapeMismatch in Gram: a form on {space} has a matrix {list(shape)}, got {describe(M)}."
+            )
+        if not M.dtype.is_floating_point:
+            raise DtypeMismatch(
+                f"DtypeMismatch in Gram: the matrix on {space} must be floating point, got {describe(M)}."
+            )
+
+    def _set(self, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry | None) -> None:
+        self.space, self.entries, self.name, self._given_symmetry = space, matrix, name, symmetry
 
     @classmethod
     def of(cls, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry) -> Gram:
@@ -55,30 +71,23 @@ class Gram(InnerProduct):
 
     def _validate(self) -> None:
         M, space = self.entries, self.space
-        shape = (space.members, space.of.dim, space.of.dim) if isinstance(space, Family) else (space.dim, space.dim)
-        if not isinstance(M, Tensor) or tuple(M.shape) != shape:
-            raise ShapeMismatch(
-                f"ShapeMismatch in Gram: a form on {space} has a matrix {list(shape)}, got {describe(M)}."
-            )
-        if not M.dtype.is_floating_point:
-            raise DtypeMismatch(
-                f"DtypeMismatch in Gram: the matrix on {space} must be floating point, got {describe(M)}."
-            )
         if not bool(M.isfinite().all()):
             raise NonFinite(f"NonFinite in Gram: the matrix on {space} holds NaN or infinity.")
-        gap, size = float((M - M.mT).detach().abs().max()), float(M.detach().abs().max())
+        at_unit_diagonal = _at_unit_diagonal(M.detach())
+        gap = float((at_unit_diagonal - at_unit_diagonal.mT).abs().max())
+        size = float(at_unit_diagonal.abs().max())
         if gap > 1e2 * tolerance_of(M) * size:
             raise NotAnInnerProduct(
                 f"NotAnInnerProduct in Gram: the matrix on {space} is not symmetric: it differs from its transpose "
-                f"by {gap:.2e} with entries up to {size:.2e}. Pass (M + M.mT) / 2 if that is what is meant."
+                f"by {gap:.2e} with entries up to {size:.2e}, at unit diagonal. Pass (M + M.mT) / 2 if that is what is "
+                f"meant."
             )
-        with degenerate_named(space, "Gram"), torch.no_grad():
+        with degenerate_named(space, "Gram"), torch.inference_mode(False), torch.no_grad():
             try:
                 factorization = factorize_dense(M)
             except RankDeficient:
                 return
-        if not M.requires_grad:
-            self.__dict__["_factorization"] = factorization
+        self.keep(factorization)
 
     def flat_components(self, x: Tensor) -> Tensor:
         if self.entries.ndim == 2:
@@ -91,6 +100,10 @@ class Gram(InnerProduct):
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
         return self.entries if self.entries.ndim == 2 else torch.block_diag(*self.entries)
+
+    @property
+    def by_members(self) -> bool:
+        return self.entries.ndim == 3 or super().by_members
 
     def dense_blocks(self) -> Tensor:
         return self.entries
@@ -108,13 +121,19 @@ class Gram(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        return self._symmetry
+        return self._of_constant if self._given_symmetry is None else self._given_symmetry
+
+    @cached_property
+    def _of_constant(self) -> Symmetry:
+        return of_matrix(self.space, known_as(self.name, DEFAULT_NAME, self.entries), self.expression())
 
     def expression(self) -> str:
         return f"Gram({self.space}, {self.name})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         theirs = other.dense_blocks()
+        if other.structure.kind in ("diagonal", "identity"):
+            theirs = torch.diag_embed(other.diagonal_entries(self.entries).reshape(self.entries.shape[:-1]))
         if theirs is None or theirs.ndim != self.entries.ndim:
             return super().blended(other, weight)
         return Gram.of(self.space, self.entries.lerp(theirs, weight), self.name, self.symmetry + other.symmetry)
@@ -127,11 +146,19 @@ class Gram(InnerProduct):
         return cls.of(space, state["matrix"], state["name"], Symmetry.from_state(state["symmetry"]))
 
 
+def _at_unit_diagonal(M: Tensor) -> Tensor:
+    """The matrix in units in which its axes have length one; an axis of length zero is left as it is."""
+    lengths = M.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    return M / lengths[..., :, None] / lengths[..., None, :]
+
+
 @kind("low rank")
 class LowRank(InnerProduct):
     """The sum of squares Σ ξᵢ ⊗ ξᵢ of the rows of a matrix (rank, dim): `LowRank(V, rows)`."""
 
-    def __init__(self, space: VectorSpace, rows: Tensor, name: str = "rows", natural: bool = False):
+    def __init__(self, space: VectorSpace, rows: Tensor, name: str = DEFAULT_ROWS_NAME, natural: bool = False):
+        check_vector_space("LowRank", space)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != space.dim:
             raise ShapeMismatch(
                 f"ShapeMismatch in LowRank: rows on {space} have shape [rank, {space.dim}], got {describe(rows)}."
@@ -142,9 +169,8 @@ class LowRank(InnerProduct):
             )
         if not bool(rows.isfinite().all()):
             raise NonFinite(f"NonFinite in LowRank: the rows on {space} hold NaN or infinity.")
-        source = f"LowRank({space}, {name})"
         self.space, self._rows, self.name = space, rows, name
-        self._symmetry = Symmetry.natural() if natural else of_matrix(space, name, source)
+        self._given_symmetry = Symmetry.natural() if natural else None
 
     def flat_components(self, x: Tensor) -> Tensor:
         return (x @ self._rows.mT) @ self._rows
@@ -171,7 +197,12 @@ class LowRank(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        return self._symmetry
+        return self._of_constant if self._given_symmetry is None else self._given_symmetry
+
+    @cached_property
+    def _of_constant(self) -> Symmetry:
+        source = f"LowRank({self.space}, {self.name})"
+        return of_matrix(self.space, known_as(self.name, DEFAULT_ROWS_NAME, self._rows), source)
 
     def expression(self) -> str:
         return f"LowRank({self.space}, {self.name}[{len(self._rows)}])"
@@ -182,5 +213,5 @@ class LowRank(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> LowRank:
         form = cls(space, state["rows"], state["name"])
-        form._symmetry = Symmetry.from_state(state["symmetry"])
+        form._given_symmetry = Symmetry.from_state(state["symmetry"])
         return form

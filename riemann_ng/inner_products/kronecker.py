@@ -15,6 +15,7 @@ from ..spaces import Family, VectorSpace, tensor_product
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .common import bracketed, cost
+from .pencils import pencil_of_factors
 
 
 @kind("product")
@@ -65,6 +66,10 @@ class Kronecker(InnerProduct):
         return total
 
     @property
+    def by_members(self) -> bool:
+        return all(g.by_members for g in self.factors)
+
+    @property
     def structure(self) -> Structure:
         parts = [g.structure for g in self.factors]
         each = [self.space.dim // p.dim for p in parts]
@@ -96,16 +101,11 @@ class Kronecker(InnerProduct):
     def pencil_with(self, reference: InnerProduct, like: Tensor | None = None) -> FrameFactor:
         spaces = tuple(g.space for g in self.factors)
         references = reference.factors_on(spaces)
-        if references is None or self.members > 1:
+        if references is None or not self.by_members:
             return super().pencil_with(reference, like)
-        probe = torch.empty(0, **self._options(like))
-        parts = [g.pencil_with(h, probe) for g, h in zip(self.factors, references, strict=True)]
-        if any(len(p.axes) != 1 for p in parts):
-            return super().pencil_with(reference, like)
-        spectrum = parts[0].spectrum
-        for p in parts[1:]:
-            spectrum = spectrum[..., None] * p.spectrum
-        return FrameFactor([p.axes[0] for p in parts], spectrum, tolerance=max(p.tolerance for p in parts))
+        pairs = list(zip(self.factors, references, strict=True))
+        axes, spectrum, tolerance = pencil_of_factors(pairs, self.members, torch.empty(0, **self._options(like)))
+        return FrameFactor(axes, spectrum, tolerance=tolerance)
 
     @property
     def symmetry(self) -> Symmetry:

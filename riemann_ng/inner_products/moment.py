@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from ..factorizations import DiagonalFactor, Factorization, factorize_dense, factorize_rows, fold_rows
-from ..samples import Compact, OneHot, Sample
+from ..errors import SpaceMismatch
+from ..factorizations import (
+    DiagonalFactor,
+    Factorization,
+    Kept,
+    factorize_dense,
+    factorize_rows,
+    fold_rows,
+    keep,
+    normally,
+)
+from ..samples import Chunked, Compact, OneHot, Sample
 from ..solvers import Structure
 from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import given
 from .diagonal import Diagonal
 from .gram import Gram
 from .symmetries import along
@@ -29,11 +40,15 @@ class SecondMoment(InnerProduct):
     def __init__(self, sample: Sample, joint: bool = False):
         self.space, self.sample, self.joint = sample.space.dual, sample, joint
         self.members = self.space.members if isinstance(self.space, Family) and not joint else 1
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, Kept[Tensor] | None] = {}
 
-    def _keep(self, name: str, value: Tensor) -> Tensor:
-        if not self.differentiable:
-            self._kept[name] = value
+    def _keep(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What was computed once, until a tensor of the sample is changed in place."""
+        kept = self._kept.get(name)
+        if kept is not None and kept.fresh:
+            return kept.value
+        value = normally(compute) if torch.is_inference_mode_enabled() else compute()
+        self._kept[name] = None if self.differentiable else keep(value, self._traits[3])
         return value
 
     @property
@@ -47,26 +62,31 @@ class SecondMoment(InnerProduct):
 
     def member_matrices(self) -> Tensor:
         """The matrix (d, d); on a family (m, d, d); of a one-hot sample its diagonal."""
-        if "matrix" in self._kept:
-            return self._kept["matrix"]
-        if self.members == 1:
-            return self._keep("matrix", self.sample.moment())
-        return self._keep("matrix", self.sample.member_moments())
+        whole = self.members == 1 or self.one_hot  # no two members take part in one element of a basis
+        return self._keep("matrix", self.sample.moment if whole else self.sample.member_moments)
 
     def member_rows(self) -> Tensor:
         """Rows R (n, d), on a family (m, n, d), with RᵀR the moment; at most 2 d of them kept from chunked samples."""
-        if "rows" in self._kept:
-            return self._kept["rows"]
+        return self._keep("rows", self._rows)
+
+    def _rows(self) -> Tensor:
         if self.members == 1:
-            return self._keep("rows", fold_rows(self.sample.weighted_pieces()))
+            return fold_rows(self.sample.weighted_pieces())
         rows = torch.cat(list(self.sample.weighted_pieces()))
-        return self._keep("rows", rows.reshape(len(rows), self.members, -1).movedim(1, 0).contiguous())
+        return rows.reshape(len(rows), self.members, -1).movedim(1, 0).contiguous()
 
     def rows(self) -> Tensor | None:
         return self.member_rows() if self.members == 1 and not self.one_hot and not self.dear else None
 
     def tensors(self) -> Iterator[Tensor]:
-        yield self.sample.tensor()
+        data, measure = self.sample.data, self.sample.measure
+        tensor = self.sample.tensor()
+        if isinstance(data, Chunked) and data.like is None:  # a chunk, which is not to be held
+            tensor = tensor.detach().new_empty(0).requires_grad_(tensor.requires_grad)
+        yield tensor
+        if isinstance(data, OneHot):
+            yield data.indices
+        yield from (t for t in (measure.given, measure.mask) if t is not None)
 
     def flat_components(self, x: Tensor) -> Tensor:
         n, k, t = self.sample.counts
@@ -82,6 +102,10 @@ class SecondMoment(InnerProduct):
         if self.one_hot:
             return torch.diag(M)
         return M if M.ndim == 2 else torch.block_diag(*M)
+
+    @property
+    def by_members(self) -> bool:
+        return self.members > 1 or self.one_hot or super().by_members
 
     def dense_blocks(self) -> Tensor | None:
         return None if self.one_hot else self.member_matrices()
@@ -138,4 +162,9 @@ class SecondMoment(InnerProduct):
 
 def second_moment(sample: Sample, joint: bool = False) -> SecondMoment:
     """The second moment of a sample of U, an inner product on U.dual."""
+    if not isinstance(sample, Sample):
+        raise SpaceMismatch(
+            f"SpaceMismatch in second_moment: expected a sample, got {given(sample)}. Elements with weights are a "
+            f"Sample(space, data, measure)."
+        )
     return SecondMoment(sample, joint)

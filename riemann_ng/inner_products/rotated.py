@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import prod
 
+import torch
 from torch import Tensor
 
 from ..elements import describe
-from ..errors import NonFinite, NotAnInnerProduct, ShapeMismatch
-from ..factorizations import Factorization, FrameFactor
+from ..errors import DtypeMismatch, NonFinite, NotAnInnerProduct, ShapeMismatch
+from ..factorizations import Factorization, FrameFactor, rounding_unit
 from ..solvers import Structure
 from ..spaces import VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
+from .common import known_as
 from .symmetries import with_frame
+
+DEFAULT_NAME = "frame"
+PROBES = 3
+"""Random vectors that a frame is tried on."""
 
 
 @kind("rotated diagonal")
@@ -23,7 +30,8 @@ class RotatedDiagonal(InnerProduct):
 
     The frame is a tensor product of square matrices, one for each factor of the space, whose columns are its vectors;
     `spectrum` has one entry for each. `natural=True` says that frame and spectrum were computed from data with the
-    reference as the only constant (as in EKFAC): then the form depends on the reference only up to its scale.
+    reference as the only constant (as in EKFAC): then the form depends on the reference only up to its scale. A frame
+    that is not orthonormal, up to the root of rounding, is refused; `validate=False` takes it as it comes.
     """
 
     def __init__(
@@ -31,11 +39,19 @@ class RotatedDiagonal(InnerProduct):
         reference: InnerProduct,
         axes: Sequence[Tensor],
         spectrum: Tensor,
-        name: str = "frame",
+        name: str = DEFAULT_NAME,
         natural: bool = False,
+        validate: bool = True,
     ):
         self.reference, self.space, self.axes, self.name = reference, reference.space, tuple(axes), name
         self.spectrum, self.natural = spectrum, natural
+        self._check_shapes()
+        self._factor = FrameFactor(self.axes, spectrum)
+        if validate:
+            self._validate()
+
+    def _check_shapes(self) -> None:
+        axes, spectrum, reference = self.axes, self.spectrum, self.reference
         sides = [P.shape[-1] for P in axes]
         if any(P.ndim != 2 or P.shape[0] != P.shape[1] for P in axes) or prod(sides) != self.space.dim:
             raise ShapeMismatch(
@@ -46,6 +62,18 @@ class RotatedDiagonal(InnerProduct):
             raise ShapeMismatch(
                 f"ShapeMismatch in RotatedDiagonal: one entry for each frame vector, {sides}, got {describe(spectrum)}."
             )
+        kinds = dict.fromkeys((t.dtype, t.device) for t in (*axes, spectrum))
+        if reference.dtype is not None and reference.device is not None:
+            kinds[reference.dtype, reference.device] = None
+        if len(kinds) > 1 or not spectrum.dtype.is_floating_point:
+            raise DtypeMismatch(
+                f"DtypeMismatch in RotatedDiagonal: axes, spectrum and reference on {self.space} must be floating "
+                f"point, of one dtype on one device, got {', '.join(f'{t} on {where}' for t, where in kinds)}. "
+                f"Bring one to the other with .to(...)."
+            )
+
+    def _validate(self) -> None:
+        axes, spectrum = self.axes, self.spectrum
         if not all(bool(t.isfinite().all()) for t in (*axes, spectrum)):
             raise NonFinite(
                 f"NonFinite in RotatedDiagonal: the frame or the spectrum on {self.space} holds NaN or infinity."
@@ -55,7 +83,17 @@ class RotatedDiagonal(InnerProduct):
                 f"NotAnInnerProduct in RotatedDiagonal: the spectrum on {self.space} goes down to "
                 f"{float(spectrum.min()):.3g}."
             )
-        self._factor = FrameFactor(self.axes, spectrum)
+        with torch.no_grad():
+            z = torch.randn(PROBES, self.space.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            z = z.to(spectrum)
+            back = self._coordinates(self._factor.from_axes(z.reshape(PROBES, *spectrum.shape))).flatten(1)
+            gap = float((torch.linalg.vector_norm(back - z, dim=-1) / torch.linalg.vector_norm(z, dim=-1)).max())
+        if not gap <= rounding_unit(spectrum.dtype) ** 0.5:
+            raise NotAnInnerProduct(
+                f"NotAnInnerProduct in RotatedDiagonal: the frame is not orthonormal for {self.reference!r}: PᵀhP is "
+                f"off the identity by {gap:.2e}. Take the eigenvectors relative to it, or name the form that they are "
+                f"orthonormal for."
+            )
 
     def _coordinates(self, x: Tensor) -> Tensor:
         """P⁻¹x = Pᵀ h x, since the frame is orthonormal for h."""
@@ -80,17 +118,21 @@ class RotatedDiagonal(InnerProduct):
     @property
     def symmetry(self) -> Symmetry:
         up_to_scale = self.reference.symmetry * self.reference.symmetry**-1  # of all summands one scale
-        return up_to_scale if self.natural else with_frame(up_to_scale, self.space, self.name, self.expression())
+        return up_to_scale if self.natural else with_frame(up_to_scale, self.space, self._known_as, self.expression())
+
+    @cached_property
+    def _known_as(self) -> str:
+        return known_as(self.name, DEFAULT_NAME, torch.cat([P.flatten() for P in self.axes]))
 
     def expression(self) -> str:
         return f"RotatedDiagonal({self.name}, orthonormal for {self.reference.expression()})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        same = isinstance(other, RotatedDiagonal) and all(p is q for p, q in zip(self.axes, other.axes, strict=True))
+        same = isinstance(other, RotatedDiagonal) and [*map(id, self.axes)] == [*map(id, other.axes)]
         if not same:
             return super().blended(other, weight)
         spectrum = self.spectrum.lerp(other.spectrum, weight)  # type: ignore[attr-defined]
-        return RotatedDiagonal(self.reference, self.axes, spectrum, self.name, self.natural)
+        return RotatedDiagonal(self.reference, self.axes, spectrum, self.name, self.natural, validate=False)
 
     def own_state(self) -> State:
         return {
@@ -101,4 +143,4 @@ class RotatedDiagonal(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> RotatedDiagonal:
         reference = InnerProduct.from_state(space, state["reference"])
-        return cls(reference, state["axes"], state["spectrum"], state["name"], state["natural"])
+        return cls(reference, state["axes"], state["spectrum"], state["name"], state["natural"], validate=False)

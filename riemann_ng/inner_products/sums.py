@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..elements import Scalar
+from ..errors import DegenerateMetric
 from ..factorizations import (
     DiagonalFactor,
     Factorization,
     FrameFactor,
+    Indefinite,
+    NotFinite,
     RankDeficient,
     ScaledFactor,
     factorize_dense,
     factorize_rows,
 )
 from ..solvers import Structure
-from ..spaces import VectorSpace
+from ..solvers.direct import DENSE_LIMIT
+from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .common import bracketed
-from .diagonal import Euclidean
+from .diagonal import Diagonal, Euclidean
+from .gram import Gram
 from .kronecker import Kronecker
+from .members import blocks
+from .pencils import DIAGONAL, both_diagonal, cost_of_pencil
+from .rotated import RotatedDiagonal
+
+DENSE = (*DIAGONAL, "dense", "low rank")
+"""The kinds of structure whose sum is best had by its matrix."""
 
 
 @kind("multiple")
@@ -71,6 +83,10 @@ class Scaled(InnerProduct):
     def summands(self) -> dict[str, InnerProduct] | None:
         summands = self.of.summands()
         return None if summands is None else {k: Scaled(self.scalar, g, self.c_symmetry) for k, g in summands.items()}
+
+    @property
+    def by_members(self) -> bool:
+        return self.of.by_members
 
     def dense_blocks(self) -> Tensor | None:
         blocks = self.of.dense_blocks()
@@ -141,6 +157,10 @@ class Sum(InnerProduct):
         probe = torch.empty(0, **self._options(like))
         return torch.stack([term.diagonal_entries(probe) for term in self.terms]).sum(0)
 
+    @property
+    def by_members(self) -> bool:
+        return all(term.by_members for term in self.terms) or super().by_members
+
     def dense_blocks(self) -> Tensor | None:
         blocks = [term.dense_blocks() for term in self.terms]
         kept = [block for block in blocks if block is not None]
@@ -150,65 +170,134 @@ class Sum(InnerProduct):
         rows = [term.rows() for term in self.terms]
         return None if any(r is None for r in rows) else torch.cat([r for r in rows if r is not None])
 
-    def _tikhonov(self) -> tuple[InnerProduct, InnerProduct] | None:
-        """A product and a definite reference of the same shape, if that is what the sum is made of."""
+    def _rotated(self) -> FrameFactor | None:
+        """A form diagonal in a frame that is orthonormal for the other term: damped, it is so still."""
+        if len(self.terms) != 2:
+            return None
+        for g, other in (self.terms, self.terms[::-1]):
+            (c, form), (b, named) = unscaled(g), unscaled(other)
+            if isinstance(form, RotatedDiagonal):
+                a, reference = unscaled(form.reference)
+                if same_form(reference, named):
+                    return FrameFactor(form.axes, form.spectrum * c + b / a)
+        return None
+
+    def _tikhonov(self) -> tuple[Kronecker, InnerProduct, Kronecker] | None:
+        """A product, alone and as it stands, and a reference along the same factors, if they are all of the sum."""
         if len(self.terms) != 2:
             return None
         for g, reference in (self.terms, self.terms[::-1]):
-            product = g.of if isinstance(g, Scaled) else g
-            if isinstance(product, Kronecker) and product.members == 1:  # noqa: SIM102
-                if reference.factors_on(tuple(f.space for f in product.factors)) is not None:
-                    return g, reference
+            product = unscaled(g)[1]
+            if isinstance(product, Kronecker) and (product.members == 1 or product.by_members):
+                along = reference.factors_on(tuple(f.space for f in product.factors))
+                if along is not None and (product.members == 1 or all(h.by_members for h in along)):
+                    return product, g, Kronecker(along)
         return None
+
+    def _cost(self) -> float | None:
+        """Of the sum's own factorization, in flops."""
+        parts, V = [term.structure for term in self.terms], self.space
+        if all(p.kind in DIAGONAL for p in parts) or self._rotated() is not None:
+            return float(V.dim)
+        options: list[float] = []
+        if (pair := self._tikhonov()) is not None:
+            product, _, reference = pair
+            if all(g.space.dim <= DENSE_LIMIT or both_diagonal(g, h) or isinstance(g.space, Family)
+                   for g, h in zip(product.factors, reference.factors, strict=True)):  # fmt: skip
+                factors = zip(product.factors, reference.factors, strict=True)
+                options.append(sum(cost_of_pencil(g, h) for g, h in factors))
+        if self._cost_of_members is not None:
+            options.append(self._cost_of_members)
+        if not options and pair is None and all(p.direct is not None and p.kind in DENSE for p in parts):
+            options.append(V.dim**3 / 3 + V.dim**2)
+        return min(options, default=None)
+
+    @cached_property
+    def _cost_of_members(self) -> float | None:
+        """Of factorizing a matrix for each member, where nothing stands between them."""
+        V = self.space
+        if not isinstance(V, Family) or V.members == 1 or V.of.dim > DENSE_LIMIT or not self.by_members:
+            return None
+        return V.members * V.of.dim**3 / 3 + V.of.dim * sum(term.structure.apply for term in self.terms)
 
     @property
     def structure(self) -> Structure:
         parts, d = [term.structure for term in self.terms], self.space.dim
-        direct: float | None = None
-        if (pair := self._tikhonov()) is not None:
-            product = pair[0].of if isinstance(pair[0], Scaled) else pair[0]
-            direct = sum(12.0 * g.space.dim**3 for g in product.factors)  # type: ignore[attr-defined]
-        elif all(p.direct is not None and p.kind in ("dense", "diagonal", "identity", "low rank") for p in parts):
-            direct = d**3 / 3 + d**2
-        diagonal = all(p.kind in ("diagonal", "identity") for p in parts)
-        if diagonal:
-            direct = float(d)
         split = self.low_rank_parts()
         few = None if split is None else len(split[1])
-        kind = "diagonal" if diagonal else "product + product" if pair else "low rank + definite" if few else "sum"
-        return Structure(kind, d, direct, sum(p.apply for p in parts), min(d, sum(p.rank for p in parts)), few)
+        if all(p.kind in DIAGONAL for p in parts):
+            kind = "diagonal"
+        elif self._rotated() is not None:
+            kind = "rotated diagonal"
+        elif self._tikhonov() is not None:
+            kind = "product + product"
+        else:
+            kind = "low rank + definite" if few else "sum"
+        return Structure(kind, d, self._cost(), sum(p.apply for p in parts), min(d, sum(p.rank for p in parts)), few)
 
     def low_rank_parts(self) -> tuple[InnerProduct, Tensor] | None:
         low = [term for term in self.terms if term.structure.rank < self.space.dim and term.rows() is not None]
-        rest = [term for term in self.terms if all(term is not t for t in low)]
-        if not low or not rest or any(term.structure.direct is None for term in rest):
+        if not low or self._base is None:
             return None
-        rows = torch.cat([r for r in (term.rows() for term in low) if r is not None])
-        return (rest[0] if len(rest) == 1 else Sum(rest)), rows
+        return self._base, torch.cat([r for r in (term.rows() for term in low) if r is not None])
+
+    @cached_property
+    def _base(self) -> InnerProduct | None:
+        """What stands beside the low-rank terms, if it is definite."""
+        rest = [term for term in self.terms if term.structure.rank == self.space.dim or term.rows() is None]
+        if not rest or any(term.structure.direct is None for term in rest):
+            return None
+        base = rest[0] if len(rest) == 1 else Sum(rest)
+        try:
+            factorization = base.factorization(torch.empty(0, **self._options(None)))
+            factorization.logdet  # noqa: B018  a diagonal finds out here
+        except (RankDeficient, DegenerateMetric, Indefinite, NotFinite):  # the sum is judged as a whole
+            return None
+        return base
 
     def direct_factorization(self, method: str) -> Factorization | None:
         if self.dtype is None:
             return None
-        if (pair := self._tikhonov()) is not None:
-            return self._pencil(pair)
-        if self.structure.kind == "diagonal":
+        if all(term.structure.kind in DIAGONAL for term in self.terms):
             return DiagonalFactor(self.diagonal_entries())
-        if self.structure.direct is None:
+        if (rotated := self._rotated()) is not None:
+            return rotated
+        cost = self._cost()
+        if cost is None:
             return None
+        if cost == self._cost_of_members:
+            return factorize_dense(blocks(self, torch.empty(0, **self._options(None))), method)
+        if (pair := self._tikhonov()) is not None:
+            return self._pencil(pair[1], pair[2])
         rows = self.rows()
         return factorize_dense(self.dense_matrix(), method) if rows is None else factorize_rows(rows)
 
-    def _pencil(self, pair: tuple[InnerProduct, InnerProduct]) -> Factorization | None:
-        """The pair diagonalized together, if one is definite; None leaves the sum to its dense matrix."""
+    def _pencil(self, g: InnerProduct, reference: InnerProduct) -> Factorization | None:
+        """The pair diagonalized together, if one is definite; None leaves the sum to its dense matrix.
+
+        In the frame of the reference if that is well conditioned, else in that of the better conditioned of the two.
+        """
         if self.differentiable:  # an eigendecomposition has no derivative where eigenvalues meet
             return None
-        probe = torch.empty(0, **self._options(None))
-        for g, reference in (pair, pair[::-1]):
+        probe, untold = torch.empty(0, **self._options(None)), None
+        best, least = None, float("inf")
+        for first, second in ((g, reference), (reference, g)):
             try:
-                return g.pencil_with(reference, probe).shifted(1.0)
+                frame = first.pencil_with(second, probe)
             except RankDeficient:
                 continue
-        return None
+            spread = frame.spread(second.diagonal_entries(probe).sum())
+            if spread >= least:
+                continue
+            try:
+                best, least = frame.shifted(1.0), spread
+            except RankDeficient as short:
+                untold = short
+            if least <= 10:
+                break
+        if best is None and untold is not None:
+            raise untold
+        return best
 
     @property
     def symmetry(self) -> Symmetry:
@@ -226,3 +315,18 @@ class Sum(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> Sum:
         return cls([InnerProduct.from_state(space, term) for term in state["terms"]])
+
+
+def unscaled(g: InnerProduct) -> tuple[Scalar, InnerProduct]:
+    return (g.scalar, g.of) if isinstance(g, Scaled) else (1.0, g)
+
+
+def same_form(g: InnerProduct, h: InnerProduct) -> bool:
+    """Whether two forms are one by what they hold, also where they were put together twice."""
+    if g is h or g.space != h.space or type(g) is not type(h):
+        return g is h
+    if isinstance(g, Kronecker) and isinstance(h, Kronecker):
+        return len(g.factors) == len(h.factors) and all(map(same_form, g.factors, h.factors))
+    if isinstance(g, (Gram, Diagonal)) and isinstance(h, (Gram, Diagonal)):
+        return g.entries is h.entries
+    return isinstance(g, Euclidean)

@@ -64,13 +64,11 @@ class Linearization:
 
     def push(self, x: Tensor) -> Tensor:
         """J v, (..., dim) to (..., examples * outputs)."""
-        rows = [self._push(row) for row in x.reshape(-1, self.space.dim)]
-        return torch.stack(rows).reshape(*x.shape[:-1], self.outputs.dim)
+        return by_row(self._push, x)
 
     def pull(self, y: Tensor) -> Tensor:
         """Jᵀ ξ, (..., examples * outputs) to (..., dim)."""
-        rows = [self._pull(row) for row in y.reshape(-1, self.outputs.dim)]
-        return rows[0] if y.ndim == 1 else torch.stack(rows).reshape(*y.shape[:-1], self.space.dim)
+        return by_row(self._pull, y)
 
     def _blocks(self, flat: Tensor) -> dict[str, Tensor]:
         return {name: flat[at].view(self.space[name].shape) for name, at in self.space.slices.items()}
@@ -147,6 +145,11 @@ def linearized(network: Network, x: Any) -> Linearization:
     return Linearization(z, calls, network.tangent_space, outputs, bare, lambda v: network.pushforward(v, x))
 
 
+def by_row(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A map of vectors, applied to every one of a batch."""
+    return f(x) if x.ndim == 1 else torch.stack([by_row(f, row) for row in x.unbind()])
+
+
 class OutputForm(InnerProduct):
     """The mean over examples of an output metric, on the outputs of a batch."""
 
@@ -156,8 +159,7 @@ class OutputForm(InnerProduct):
         self._like = at_least_single(z.detach())
 
     def flat_components(self, x: Tensor) -> Tensor:
-        rows = [self.root.apply(row.view(self.shape)).flatten() for row in x.reshape(-1, self.space.dim)]
-        return torch.stack(rows).reshape(x.shape).div_(self.shape[0])
+        return by_row(lambda row: self.root.apply(row.view(self.shape)).flatten(), x).div_(self.shape[0])
 
     def tensors(self) -> Iterator[Tensor]:
         yield self._like

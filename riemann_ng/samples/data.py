@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InvalidSetting
 from .measures import Counts
 from .products import bordered, gram, grams, with_borders
 
@@ -33,6 +34,13 @@ class Chunked:
     axis: int = 0
     like: Tensor | None = None
     """A tensor of their dtype and device; without, the first chunk is made to find out."""
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1):
+            raise InvalidSetting(
+                f"InvalidSetting in Chunked: chunks follow each other along examples, axis=0, or draws, axis=1; "
+                f"got axis={self.axis!r}."
+            )
 
 
 class Compact(ABC):

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..elements import Covector, Element, Vector, check_components, describe, element
+from ..elements import Covector, Element, Vector, check_components, check_same_kind, describe, element
 from ..errors import ShapeMismatch, SpaceMismatch
 from ..linear_maps import LinearMap
-from ..spaces import Family, VectorSpace
+from ..spaces import Family, VectorSpace, check_vector_space
 from .data import Chunked, Compact, Data, OneHot
-from .measures import Counts, Measure
+from .measures import Counts, Measure, check_choice, times
 from .products import grams
 
 
@@ -28,9 +28,8 @@ class Sample:
     __slots__ = ("counts", "data", "measure", "name", "space", "through")
 
     def __init__(self, space: VectorSpace, data: Data, measure: Measure | None = None, name: str = "sample"):
-        self.space, self.name = space, name
+        self.space, self.name = check_vector_space("Sample", space), name
         self.through: tuple[LinearMap, ...] = ()  # maps that are not natural: the elements do not move as others do
-        self.measure = Measure.probability() if measure is None else measure
         self.data = data
         if isinstance(data, OneHot):
             indices = data.indices
@@ -60,15 +59,13 @@ class Sample:
             self.data = tensor.reshape(*self.counts, space.dim)
         if 0 in self.counts:
             raise ShapeMismatch(f"ShapeMismatch in Sample: no elements of {space}: counts {self.counts}.")
-        if self.measure.mask is not None and self.measure.mask.numel() != self.counts[0] * self.counts[2]:
-            raise ShapeMismatch(
-                f"ShapeMismatch in Sample: a mask of {space} is (examples, sites) = "
-                f"({self.counts[0]}, {self.counts[2]}), got {list(self.measure.mask.shape)}."
-            )
+        self.measure = Measure.probability() if measure is None else measure.on(space, self.counts)
 
     @classmethod
     def of_cotangents(cls, space: VectorSpace, data: Data, draws: str = "exact", name: str = "cotangents") -> Sample:
         """Covectors on `space`: `draws` are "exact" output directions or "monte carlo" ones."""
+        check_vector_space("Sample.of_cotangents", space)
+        check_choice("Sample.of_cotangents(draws=...)", draws, ("exact", "monte carlo"))
         return cls(space.dual, data, Measure.exact() if draws == "exact" else Measure.monte_carlo(), name)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | float]]:
@@ -79,7 +76,7 @@ class Sample:
         if isinstance(self.data, (Chunked, Compact)):
             start, axis = 0, self.data.axis
             for chunk in self.data.chunks():
-                flat = chunk.reshape(*chunk.shape[:3], self.space.dim)
+                flat = self._flat(chunk, self.counts[axis] - start)
                 size = flat.shape[axis]
                 narrow = isinstance(weights, Tensor) and weights.shape[axis] > 1
                 yield flat, weights.narrow(axis, start, size) if narrow else weights  # type: ignore[union-attr]
@@ -91,6 +88,20 @@ class Sample:
                 )
         else:
             yield self.dense(), weights
+
+    def _flat(self, chunk: Tensor, left: int) -> Tensor:
+        """A chunk as (n, k, t, dim), if it is one: of the sample's counts but for its axis, where so many are left."""
+        assert isinstance(self.data, (Chunked, Compact))
+        space, axis, lead = self.space, self.data.axis, tuple(chunk.shape[:3])
+        rest = tuple(chunk.shape[3:])
+        fits = len(lead) == 3 and all(lead[i] == self.counts[i] for i in range(3) if i != axis)
+        if not fits or lead[axis] > left or rest not in (space.shape, (space.dim,)):
+            shape = [f"at most {left}" if i == axis else str(self.counts[i]) for i in range(3)]
+            raise ShapeMismatch(
+                f"ShapeMismatch in Sample: a chunk of {self.name} along axis {axis} is "
+                f"[{', '.join([*shape, *map(str, space.shape)])}], elements of {space}, got {describe(chunk)}."
+            )
+        return chunk.reshape(*lead, space.dim)
 
     def dense(self) -> Tensor:
         """All elements, (examples, draws, sites, dim)."""
@@ -123,7 +134,7 @@ class Sample:
     def weighted_pieces(self) -> Iterator[Tensor]:
         """The elements times the roots of their weights, one a row, piece by piece: RᵀR is the second moment."""
         for x, w in self._pieces():
-            yield (x * (w**0.5 if isinstance(w, float) else w.to(x).sqrt()[..., None])).flatten(0, 2)
+            yield times(x, w**0.5 if isinstance(w, float) else w.to(x).sqrt()).flatten(0, 2)
 
     def moment(self) -> Tensor:
         """The second moment Σ w x xᵀ as a matrix; of one-hot data only its diagonal, as a vector."""
@@ -145,8 +156,9 @@ class Sample:
             return self.data.moments(weight)
         total: Tensor | None = None
         for x, w in self._pieces():
-            x = x.unflatten(-1, (members, -1))
-            part = grams(x, w) if isinstance(w, float) else grams(x * w.to(x).sqrt()[..., None, None])
+            weight = w if isinstance(w, float) else 1.0
+            x = x if isinstance(w, float) else times(x, w.to(x).sqrt())
+            part = grams(x.unflatten(-1, (members, -1)), weight)
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -156,16 +168,23 @@ class Sample:
         total, mass = None, None
         for x, w in self._pieces():
             weights = torch.as_tensor(w, dtype=x.dtype, device=x.device).broadcast_to(x.shape[:3])
-            part, share = torch.tensordot(weights, x, dims=3), weights.sum()
+            present = x if isinstance(w, float) else times(x, (weights != 0).to(x))
+            part, share = torch.tensordot(weights, present, dims=3), weights.sum()
             total, mass = (part, share) if total is None or mass is None else (total + part, mass + share)
         assert total is not None and mass is not None
+        if not bool(mass > 0):
+            raise ShapeMismatch(f"ShapeMismatch in {self.name}.mean: all elements of {self.space} weigh nothing.")
         return element(self.space, total / mass)
 
     def __call__(self, other: Element) -> Tensor:
         """Every element paired with one element of the dual: (examples, draws, sites)."""
         if not isinstance(other, Element) or other.lives_in != self.space.dual:
             raise SpaceMismatch(f"SpaceMismatch in {self.name}: expected an element of {self.space.dual}, got {other}.")
-        pieces = [x @ other.components for x, _ in self._pieces()]
+        pieces = []
+        for x, _ in self._pieces():
+            if x.dtype != other.dtype or x.device != other.device:
+                check_same_kind(self.name, self, other)
+            pieces.append(x @ other.components)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.data.axis)  # type: ignore[union-attr]
 
     def reduced(self) -> Sample:
@@ -177,8 +196,7 @@ class Sample:
 
         def chunks() -> Iterator[Tensor]:
             for x, share in self._pieces_with(shares):
-                combined = x * (share.to(x)[..., None] if isinstance(share, Tensor) else share)
-                yield combined.sum(2, keepdim=True).reshape(*x.shape[:2], 1, *self.space.shape)
+                yield times(x, share).sum(2, keepdim=True).reshape(*x.shape[:2], 1, *self.space.shape)
 
         data: Data
         if isinstance(self.data, (Chunked, Compact)) and self.data.axis == 1:
@@ -193,7 +211,9 @@ class Sample:
         """The sample of the images: same measure, elements carried by a linear map."""
         if phi.domain != self.space:
             raise SpaceMismatch(f"SpaceMismatch in Sample.map: {phi} does not take elements of {self.space}.")
-        images = phi._apply(self.dense())
+        elements = self.dense()
+        phi._check_kind("Sample.map", self, (elements,))
+        images = phi._apply(elements)
         data = images.reshape(*images.shape[:3], *phi.codomain.shape)
         mapped = Sample(phi.codomain, data, self.measure, self.name)
         mapped.through = self.through if phi.natural else (*self.through, phi)

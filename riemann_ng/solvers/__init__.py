@@ -2,6 +2,7 @@
 
 from .auto import Auto as Auto
 from .auto import explain as explain
+from .base import Prepared as Prepared
 from .base import Solution as Solution
 from .base import Solver as Solver
 from .base import SolveReport as SolveReport

@@ -18,7 +18,8 @@ class Auto(Solver):
     """Reads the structure and an estimate of the cost, and picks. `explain(g)` says what, and why.
 
     The cheapest of the kind's own factorization, the dual one for few rows, and a dense one up to dimension
-    `limit`; where there is none of these, conjugate gradients to `tolerance`.
+    `limit`; where there is none of these, conjugate gradients to `tolerance`. On a larger space the kind's own may
+    cost what an eigendecomposition of dimension `limit` does.
     """
 
     limit: int = DENSE_LIMIT
@@ -36,7 +37,7 @@ class Auto(Solver):
     def _options(self, s: Structure) -> list[tuple[float, str, Solver]]:
         """What can be factorized, the cheapest first."""
         options: list[tuple[float, str, Solver]] = []
-        if s.direct is not None:
+        if s.direct is not None and (s.dim <= self.limit or s.direct <= 12.0 * self.limit**3):
             options.append((s.direct, "its own factorization", Cholesky(self.limit)))
         if s.low_rank is not None:
             options.append((4.0 * s.low_rank**2 * s.dim + s.low_rank**3, f"dual of {s.low_rank} rows", Dual()))
@@ -53,7 +54,7 @@ class Auto(Solver):
 
     def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
         value, report = self._solver(g).run(g, x)
-        return value, replace(report, solver=f"{self!r} chose {report.solver}")
+        return value, replace(report, solver=f"{self.brief} chose {report.solver}")
 
     def symmetry_of(self, g: Solvable) -> Symmetry:
         return self._solver(g).symmetry_of(g)
@@ -62,4 +63,4 @@ class Auto(Solver):
 def explain(g: Solvable) -> str:
     """What `Auto` will do for this form, and why."""
     solver, why = Auto().choose(g)
-    return f"{solver!r} because it is {why}"
+    return f"{solver.brief} because it is {why}"

@@ -7,7 +7,7 @@ worth keeping; the factorization then solves any number of covectors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from typing import Protocol
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..elements import Element, Vector, describe
-from ..errors import DegenerateMetric, DtypeMismatch, NonFinite, NotAnInnerProduct, SpaceMismatch
-from ..factorizations import Factorization, Indefinite, NotFinite, RankDeficient
+from ..errors import DegenerateMetric, DtypeMismatch, InvalidSetting, NonFinite, NotAnInnerProduct, SpaceMismatch
+from ..factorizations import Factorization, Indefinite, NotFinite, RankDeficient, TooNarrow, rounding_unit
 from ..spaces import VectorSpace
 from ..symmetry import Symmetry
 
@@ -86,7 +86,7 @@ class SolveReport:
 
     `norm` says in which norm of covectors; of a batch it is the largest residual. `converged` says whether the
     residual, or for least squares its gradient, met the tolerance; a solve that was to end after so many steps may
-    say no.
+    say no. The tolerance of a factorization is the root of the rounding unit.
     """
 
     solver: str
@@ -128,24 +128,71 @@ class Solver(ABC):
             value, report = self.run(g, x)
         return Solution(Vector._of(g.space, value.reshape(*x.shape[:-1], *g.space.shape)), report)
 
+    def prepare(self, g: Solvable, like: Tensor | None = None) -> Prepared:
+        """`factorize` for typed covectors: the work that is worth keeping is done here, once."""
+        with degenerate_named(g.space, f"{type(self).__name__}.prepare"):
+            return Prepared(self, g, self.factorize(g, like))
+
     def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
         """The solution for flat components x (..., dim), and the account."""
         factorization = self.factorize(g, x)
         value = factorization.solve(x)
-        return value, SolveReport(repr(self), relative_residual(g, value, x), note=factorization.name)
+        residual = relative_residual(g, value, x)
+        converged = residual <= rounding_unit(x.dtype) ** 0.5
+        return value, SolveReport(self.brief, residual, converged=converged, note=factorization.name)
+
+    @property
+    def brief(self) -> str:
+        """The solver with the settings that are not the usual ones."""
+        if not is_dataclass(self):
+            return repr(self)
+        settings = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        unusual = ", ".join(f"{name}={x!r}" for name, x, usual in settings if x is not usual and x != usual)
+        return f"{type(self).__name__}({unusual})"
 
     def symmetry_of(self, g: Solvable) -> Symmetry:
         """The symmetry of the form as this solver inverts it: that of g, unless what the solver names shows."""
         return g.symmetry
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A form as a solver made it ready, for any number of covectors; later changes of the form do not reach it."""
+
+    solver: Solver
+    g: Solvable
+    factorization: Factorization
+
+    def sharp(self, covector: Element) -> Vector:
+        """The vector v with flat(v) = ξ."""
+        call = f"{self.solver.brief}, prepared"
+        x = checked_covector(self.g, covector, call)
+        check_kind(self.g, x, call)
+        with degenerate_named(self.g.space, call):
+            value = self.factorization.solve(x)
+        return Vector._of(self.g.space, value.reshape(*x.shape[:-1], *self.g.space.shape))
+
+
+def check_solver(solver: object, call: str) -> None:
+    if not isinstance(solver, Solver):
+        given = f"the class {solver.__name__}" if isinstance(solver, type) else describe(solver)
+        raise InvalidSetting(f"InvalidSetting in {call}: expected a solver, as solvers.CG(1e-6), got {given}.")
+
+
 def relative_residual(g: Solvable, value: Tensor, x: Tensor) -> float:
     """The largest |flat(v) - ξ| / |ξ| of a batch, in the coordinates."""
     if not x.numel():
         return 0.0
-    size = torch.linalg.vector_norm(x, dim=-1)
-    residual = torch.linalg.vector_norm(g.flat_components(value) - x, dim=-1)
+    scale = largest(x)
+    size = torch.linalg.vector_norm(x / scale, dim=-1)
+    residual = torch.linalg.vector_norm((g.flat_components(value) - x) / scale, dim=-1)
     return float((residual / torch.where(size > 0, size, torch.ones_like(size))).max())
+
+
+def largest(x: Tensor) -> Tensor:
+    """The size of the largest component, (..., 1), one for zero: by it x is divided before it is squared."""
+    size = x.detach().abs().amax(-1, keepdim=True)
+    return torch.where(size > 0, size, torch.ones_like(size))
 
 
 def checked_covector(g: Solvable, covector: Element, call: str) -> Tensor:
@@ -201,6 +248,11 @@ class degenerate_named:
             raise NotAnInnerProduct(
                 f"NotAnInnerProduct in {self.call}: the form on {self.space} is indefinite ({error}). "
                 f"An inner product is positive; a second moment, or its sum with one, always is."
+            ) from None
+        if isinstance(error, TooNarrow):
+            raise DtypeMismatch(
+                f"DtypeMismatch in {self.call}: the form on {self.space} is in {error}, too narrow to factorize. "
+                f"Make it in float32 or wider, of tensors brought there with .to(...)."
             ) from None
         if isinstance(error, NotFinite):
             raise NonFinite(

@@ -29,10 +29,10 @@ class CG(Iterative):
             rho,
         )  # p_square is |p|² for M, kept up: the residual's sharp is orthogonal to the last direction
         steepest = torch.zeros_like(rho)
-        taken, truncated = 0, self.iterations is not None
+        taken = 0
         while taken < steps:
-            active = rho > 0 if truncated else rho.sqrt() > target
-            if not truncated and not bool(active.any()):
+            active = rho.sqrt() > target
+            if not bool(active.any()):
                 break
             q = problem.flat(p)
             curvature = torch.linalg.vecdot(p, q)

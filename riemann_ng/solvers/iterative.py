@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..elements import Element, Vector, describe
 from ..errors import InvalidSetting, NonFinite, NotAnInnerProduct, NotClosed, NotConverged, SpaceMismatch
-from ..factorizations import Factorization
+from ..factorizations import Factorization, rounding_unit
+from ..linear_maps import LinearMap
 from ..spaces import Derived, DirectSum, Dual, Family, Hull, VectorSpace
 from ..symmetry import Structure as Named
 from ..symmetry import Symmetry
-from .base import Solvable, Solver, SolveReport, check_kind, degenerate_named
+from .base import Solvable, Solver, SolveReport, check_kind, degenerate_named, largest
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Iterative(Solver):
             raise InvalidSetting(
                 f"InvalidSetting in {call}: tolerance is relative, between 0 and 1, got {self.tolerance!r}."
             )
+        M = self.preconditioner
+        if isinstance(M, (Tensor, Element, LinearMap, Solver, type, str, int, float)):
+            raise InvalidSetting(
+                f"InvalidSetting in {call}: a preconditioner is an inner product, as Gram(V, matrix); got "
+                f"{describe(M)}."
+            )
         for name, steps in (("max_iterations", self.max_iterations), ("iterations", self.iterations)):
             if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
                 raise InvalidSetting(f"InvalidSetting in {call}: {name} is a positive number of steps, got {steps!r}.")
@@ -62,25 +69,38 @@ class Iterative(Solver):
 
     @abstractmethod
     def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int]:
-        """From zero and residuals r (m, dim): rows d with |r - flat(d)| <= target, or the best of so many steps."""
+        """From zero and residuals r (m, dim): rows d with |r - flat(d)| <= target, or the best of so many steps.
+
+        In a truncated solve the target is what rounding leaves of the covectors.
+        """
 
     def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
         problem = self.problem(g, x)
-        xi = x.reshape(-1, x.shape[-1])
-        if not len(xi):
-            return x, SolveReport(repr(self), 0.0, norm=problem.norm_name)
+        rows = x.reshape(-1, x.shape[-1])
+        if not len(rows):
+            return x, SolveReport(self.brief, 0.0, norm=problem.norm_name)
+        start = None if self.start is None else problem.start(x).expand(x.shape).reshape(rows.shape)
+        value, report = self.solve_rows(problem, rows, start)
+        return value.reshape(x.shape), report
+
+    def solve_rows(self, problem: Problem, x: Tensor, start: Tensor | None) -> tuple[Tensor, SolveReport]:
+        """Of covectors (m, dim), each brought to a size whose square is far from underflow and overflow."""
+        scale = largest(x)
+        value, report = self.iterate(problem, x / scale, None if start is None else start / scale)
+        return value * scale, report
+
+    def iterate(self, problem: Problem, xi: Tensor, start: Tensor | None) -> tuple[Tensor, SolveReport]:
         size, truncated = problem.length(xi), self.iterations is not None
         target = self.tolerance * size
+        stop = rounding_unit(xi.dtype) * size if truncated else target
         value, residual, length = torch.zeros_like(xi), xi, size
-        if self.start is not None:
-            value = problem.start(x).expand(x.shape).reshape(xi.shape)
-            if not truncated:
-                value = value * (size > 0)[:, None]  # relative to nothing no start is close enough
+        if start is not None:
+            value = start if truncated else start * (size > 0)[:, None]  # relative to nothing no start is close enough
             residual = xi - problem.flat(value)
             length = problem.length(residual)
         taken, done = 0, length <= target
         while truncated or not bool(done.all()):
-            correction, used = self.correct(problem, residual, target, self.iterations or self.max_iterations - taken)
+            correction, used = self.correct(problem, residual, stop, self.iterations or self.max_iterations - taken)
             taken, before = taken + used, length
             value = value + correction
             residual = xi - problem.flat(value)
@@ -90,11 +110,11 @@ class Iterative(Solver):
             if truncated or taken >= self.max_iterations or not bool((done | (length <= before / 2)).all()):
                 break
         relative = problem.relative(residual, xi)
-        return value.reshape(x.shape), self._account(problem, relative, taken, bool(done.all()))
+        return value, self._account(problem, relative, taken, bool(done.all()))
 
     def _account(self, problem: Problem, relative: float, taken: int, converged: bool) -> SolveReport:
         note = f"truncated on purpose after {taken} steps" if self.iterations is not None else ""
-        report = SolveReport(repr(self), relative, taken, converged, note, problem.norm_name)
+        report = SolveReport(self.brief, relative, taken, converged, note, problem.norm_name)
         if converged or self.iterations is not None:
             return report
         stopped = "which is all it may take" if taken >= self.max_iterations else "where it no longer improves"
@@ -120,12 +140,15 @@ class Iterative(Solver):
         """
         if self.iterations is None:
             return g.symmetry
+        return g.symmetry * up_to_scale(g.symmetry) * up_to_scale(self.measure(g))
+
+    def measure(self, g: Solvable) -> Symmetry:
+        """The symmetry of what lengths are measured by."""
         M = self.preconditioner
-        named = of_coordinates(g.space, f"{type(self).__name__} without a preconditioner") if M is None else M.symmetry
-        return g.symmetry * _up_to_scale(g.symmetry) * _up_to_scale(named)
+        return of_coordinates(g.space, f"{type(self).__name__} without a preconditioner") if M is None else M.symmetry
 
 
-def _up_to_scale(symmetry: Symmetry) -> Symmetry:
+def up_to_scale(symmetry: Symmetry) -> Symmetry:
     return symmetry * symmetry**-1
 
 
@@ -217,8 +240,9 @@ class Problem:
 
     def relative(self, r: Tensor, to: Tensor) -> float:
         """The largest |r| / |to| of a batch; a covector that is zero counts as one of length one."""
-        size = self.length(to)
-        return float((self.length(r) / torch.where(size > 0, size, torch.ones_like(size))).max())
+        scale = largest(to)
+        size = self.length(to / scale)
+        return float((self.length(r / scale) / torch.where(size > 0, size, torch.ones_like(size))).max())
 
 
 class IterativeFactor(Factorization):

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from ..factorizations import rounding_unit
+from ..symmetry import Symmetry
 from .base import Solvable, SolveReport
-from .iterative import Iterative, Problem
+from .iterative import Iterative, Problem, up_to_scale
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,29 @@ class MinresQLP(Iterative):
         if not abs(self.shift) < float("inf"):
             raise InvalidSetting(f"InvalidSetting in MinresQLP: shift is a finite number, got {self.shift!r}.")
 
+    def symmetry_of(self, g: Solvable) -> Symmetry:
+        """A shift is a multiple of the measure, and of many solutions the measure picks one, whatever its scale."""
+        symmetry, measure = super().symmetry_of(g), self.measure(g)
+        if self.least_squares or g.structure.rank < g.space.dim:
+            symmetry = symmetry * up_to_scale(measure)
+        return symmetry + measure if self.shift else symmetry
+
     def problem(self, g: Solvable, x: Tensor) -> Problem:
         return Problem(self, g, x, self.shift)
 
-    def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
-        if not self.least_squares or not x.numel():
-            return super().run(g, x)
-        problem, exactly = self.problem(g, x), replace(self, least_squares=False)
-        image = problem.flat(problem.sharp(x))
-        across, first = replace(exactly, start=None).run(g, image)  # M⁻¹ξ without its part in the kernel
-        value, second = exactly.run(g, across if problem.M is None else problem.M.flat_components(across))
-        r = x - problem.flat(value)
+    def iterate(self, problem: Problem, xi: Tensor, start: Tensor | None) -> tuple[Tensor, SolveReport]:
+        if not self.least_squares:
+            return super().iterate(problem, xi, start)
+        exactly = replace(self, least_squares=False)
+        image = problem.flat(problem.sharp(xi))
+        across, first = exactly.solve_rows(problem, image, None)  # M⁻¹ξ without its part in the kernel
+        flat_across = across if problem.M is None else problem.M.flat_components(across)
+        value, second = exactly.solve_rows(problem, flat_across, start)
+        r = xi - problem.flat(value)
         gradient = problem.relative(problem.flat(problem.sharp(r)), image)
         return value, SolveReport(
-            repr(self),
-            problem.relative(r, x),
+            self.brief,
+            problem.relative(r, xi),
             first.iterations + second.iterations,
             first.converged and second.converged,
             f"least squares: the residual's gradient g M⁻¹ r is {gradient:.1e} of what it was",

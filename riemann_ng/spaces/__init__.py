@@ -21,4 +21,5 @@ from .vector import Hom as Hom
 from .vector import Product as Product
 from .vector import Space as Space
 from .vector import VectorSpace as VectorSpace
+from .vector import check_vector_space as check_vector_space
 from .vector import tensor_product as tensor_product

@@ -7,7 +7,7 @@ from functools import cached_property
 from unicodedata import normalize
 
 from ..errors import InvalidSpace
-from .vector import Atom, VectorSpace, check_name_and_dim
+from .vector import Atom, VectorSpace, check_name_and_dim, check_vector_space
 
 COMBINING_HAT, COMBINING_ARROW = "\u0302", "\u20d7"
 
@@ -27,7 +27,7 @@ class AffineSpace:
 
     def __post_init__(self) -> None:
         check_name_and_dim("AffineSpace", self.name, self.dim)
-        if self.over is not None and self.over.dim != self.dim:
+        if self.over is not None and check_vector_space("AffineSpace", self.over).dim != self.dim:
             raise InvalidSpace(
                 f"InvalidSpace in AffineSpace({self.name!r}, {self.dim}): its translations {self.over} have dimension "
                 f"{self.over.dim}. Give AffineSpace(name, V.dim, over=V)."

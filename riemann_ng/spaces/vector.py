@@ -9,6 +9,7 @@ from functools import cached_property
 from math import prod
 
 from ..errors import InvalidSpace, SpaceMismatch
+from ..symmetry import LOSS
 
 
 def check_name_and_dim(kind: str, name: object, dim: object) -> None:
@@ -16,11 +17,23 @@ def check_name_and_dim(kind: str, name: object, dim: object) -> None:
         raise InvalidSpace(
             f"InvalidSpace in {kind}: a space is known by its name, got {name!r}. Give a non-empty string."
         )
+    if name == LOSS:
+        raise InvalidSpace(f"InvalidSpace in {kind}: {name!r} is kept for the scale of the loss. Name it otherwise.")
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise InvalidSpace(
             f"InvalidSpace in {kind}({name!r}, {dim!r}): the dimension must be a positive integer. "
             f"Leave a zero-dimensional space out; the one-point affine space is OnePoint."
         )
+
+
+def check_vector_space(call: str, space: object) -> VectorSpace:
+    """`space`, where a vector space belongs, or the reason why not."""
+    if not isinstance(space, VectorSpace):
+        raise SpaceMismatch(
+            f"SpaceMismatch in {call}: expected a vector space, got {space!r}. "
+            f"An affine space takes part through its .translations or its .hull."
+        )
+    return space
 
 
 def _dual_pair(space: VectorSpace, dual: VectorSpace) -> VectorSpace:
@@ -64,6 +77,11 @@ class VectorSpace(ABC):
     def factors(self) -> tuple[VectorSpace, ...]:
         """The factors of a tensor product; a space that is none is its own only factor."""
         return (self,)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The number of members of a family, and of each member that is a family again; () of other spaces."""
+        return ()
 
     def __mul__(self, other: VectorSpace) -> VectorSpace:
         return tensor_product(self, other) if isinstance(other, VectorSpace) else NotImplemented
@@ -208,9 +226,7 @@ class DirectSum(VectorSpace):
         parts = tuple(summands.items()) if isinstance(summands, Mapping) else tuple(summands)
         names = [name for name, _ in parts]
         if not parts:
-            raise InvalidSpace(
-                "InvalidSpace in DirectSum: a sum of no spaces has dimension 0. Give at least one summand."
-            )
+            raise InvalidSpace("InvalidSpace in DirectSum: a sum of none has dimension 0. Give at least one summand.")
         for name, space in parts:
             if not isinstance(name, str) or not name or not isinstance(space, VectorSpace):
                 raise InvalidSpace(
@@ -291,6 +307,10 @@ class Family(VectorSpace):
     def shape(self) -> tuple[int, ...]:
         return (self.members, *self.of.shape)
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return (self.members, *self.of.levels)
+
     @cached_property
     def dual(self) -> VectorSpace:
         return _dual_pair(self, Family(self.of.dual, self.members))
@@ -324,4 +344,4 @@ def tensor_product(*spaces: VectorSpace) -> VectorSpace:
 
 def Hom(V: VectorSpace, W: VectorSpace) -> VectorSpace:
     """The space of linear maps from V to W, which is `W * V.dual`."""
-    return W * V.dual
+    return check_vector_space("Hom", W) * check_vector_space("Hom", V).dual
