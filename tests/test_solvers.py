@@ -192,7 +192,7 @@ def test_solutions_are_proportional_to_covectors_of_any_size(size: float, solver
 def test_the_control_of_small_covectors() -> None:
     """What the residual would be without them being brought to size."""
     xi = 1e-30 * normal(1, D).float()
-    wrong = relative_residual(rng.Gram(V, definite(0).float()), torch.zeros(D), xi)
+    wrong = relative_residual(rng.Gram(V, definite(0).float()), torch.zeros_like(xi), xi)
     assert wrong == pytest.approx(1.0) and float(torch.linalg.vecdot(xi, xi)) == 0
 
 
