@@ -93,6 +93,28 @@ class Factorization(ABC):
         return by_rows(self.coframe_columns, x)
 
 
+class RowFactorization(Factorization):
+    """One that works on rows: a kind writes `solve`, `frame` and `coframe`, and columns follow."""
+
+    @abstractmethod
+    def solve(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def frame(self, z: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def coframe(self, x: Tensor) -> Tensor: ...
+
+    def solve_columns(self, B: Tensor) -> Tensor:
+        return self.solve(B.mT).mT
+
+    def frame_columns(self, Z: Tensor) -> Tensor:
+        return self.frame(Z.mT).mT
+
+    def coframe_columns(self, B: Tensor) -> Tensor:
+        return self.coframe(B.mT).mT
+
+
 def by_rows(columns: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A map of columns applied to rows (..., dim)."""
     return columns(x.reshape(-1, x.shape[-1]).mT).mT.reshape(x.shape)

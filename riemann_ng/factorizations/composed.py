@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .base import Factorization, check_width, solve_triangular, triangle
+from .base import Factorization, RowFactorization, check_width, solve_triangular, triangle
 
 Columns = Callable[[Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class BlockFactor(Factorization):
         return sum((block.logdet for block in self.blocks[1:]), self.blocks[0].logdet)
 
 
-class KroneckerFactor(Factorization):
+class KroneckerFactor(RowFactorization):
     """A tensor product of factorizations; with `members`, one product for each member of a family.
 
     A factor of dimension `d` is common to all members, one of dimension `members * d` has its own block for each.
@@ -124,15 +124,6 @@ class KroneckerFactor(Factorization):
 
     def coframe(self, x: Tensor) -> Tensor:
         return self._each([f.coframe_columns for f in self.factors], x)
-
-    def solve_columns(self, B: Tensor) -> Tensor:
-        return self.solve(B.mT).mT
-
-    def frame_columns(self, Z: Tensor) -> Tensor:
-        return self.frame(Z.mT).mT
-
-    def coframe_columns(self, B: Tensor) -> Tensor:
-        return self.coframe(B.mT).mT
 
     @property
     def logdet(self) -> Tensor:

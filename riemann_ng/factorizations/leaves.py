@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .base import Factorization, RankDeficient, rounding_unit, solve_triangular
+from .base import Factorization, RankDeficient, RowFactorization, rounding_unit, solve_triangular
 
 
 class CholeskyFactor(Factorization):
@@ -105,7 +105,7 @@ class IdentityFactor(Factorization):
         return torch.zeros((), dtype=torch.float64)
 
 
-class FrameFactor(Factorization):
+class FrameFactor(RowFactorization):
     """M = P⁻ᵀ diag(spectrum) P⁻¹ with P a tensor product of square matrices, one for each axis of the spectrum.
 
     Eigendecompositions, pencils (two forms diagonalized together) and rotated diagonals are of this kind. Axis
@@ -201,15 +201,6 @@ class FrameFactor(Factorization):
     def coframe(self, x: Tensor) -> Tensor:
         y = self.to_axes(x) * self._definite().rsqrt()
         return y.reshape(x.shape)
-
-    def solve_columns(self, B: Tensor) -> Tensor:
-        return self.solve(B.mT).mT
-
-    def frame_columns(self, Z: Tensor) -> Tensor:
-        return self.frame(Z.mT).mT
-
-    def coframe_columns(self, B: Tensor) -> Tensor:
-        return self.coframe(B.mT).mT
 
     @property
     def logdet(self) -> Tensor:

@@ -158,7 +158,7 @@ class InnerProduct(ABC):
 
     def flat(self, v: Element) -> Covector:
         """The covector w ↦ inner(v, w)."""
-        return Covector._of(self.space.dual, self._shaped(self.flat_components(self._checked(v, "flat")), v))
+        return Covector._of(self.space.dual, self._shaped(self.flat_components(self._checked(v, "flat"))))
 
     def sharp(self, covector: Element, solver: Solver | None = None) -> Vector:
         """The vector v with flat(v) = ξ. The factorization is kept with the form unless a solver is given."""
@@ -215,7 +215,7 @@ class InnerProduct(ABC):
         x = checked_covector(self, covector, "sharp_modulo_kernel")
         common.check_reference(self, reference, "sharp_modulo_kernel")
         with common.degenerate_of(self.space, self.rank, "sharp_modulo_kernel: ξ does not vanish on the kernel"):
-            return Vector._of(self.space, self._shaped(self.pencil_with(reference, x).solve_modulo_kernel(x), covector))
+            return Vector._of(self.space, self._shaped(self.pencil_with(reference, x).solve_modulo_kernel(x)))
 
     def pencil_with(self, reference: InnerProduct, like: Tensor | None = None) -> FrameFactor:
         """The frame orthonormal for the reference in which this form is diagonal."""
@@ -342,6 +342,6 @@ class InnerProduct(ABC):
         if dtype not in (None, v.dtype) or device not in (None, v.device):
             raise common.of_another_kind(self, v, call)
 
-    def _shaped(self, x: Tensor, like: Element) -> Tensor:
+    def _shaped(self, x: Tensor) -> Tensor:
         shape = self.space.shape
         return x if len(shape) == 1 else x.reshape(*x.shape[:-1], *shape)
