@@ -10,6 +10,7 @@ from types import ModuleType
 from . import interop as interop
 from . import layers as layers
 from . import likelihoods as likelihoods
+from . import metrics as metrics
 from . import networks as networks
 from . import norms as norms
 from . import solvers as solvers
@@ -23,7 +24,9 @@ from .inner_products import (
     InnerProduct,
     LowRank,
     Pullback,
+    QuasiDiagonal,
     RotatedDiagonal,
+    UnitWise,
     damp_factors,
     direct_sum,
     euclidean_on_translations,
@@ -32,13 +35,27 @@ from .inner_products import (
 )
 from .likelihoods import Bernoulli, Categorical, EuclideanOutput, Gaussian, OutputForm, Poisson
 from .linear_maps import LinearMap
-from .networks import CurvatureProp, Empirical, Exact, InputsOnly, MonteCarlo, Network, register_layer
+from .metrics import (
+    EKFAC,
+    KFAC,
+    EuclideanMetric,
+    Fisher,
+    FixedMetric,
+    GaussNewton,
+    LayerwiseMetric,
+    RiemannianMetric,
+)
+from .natural_gradient import natural_gradient
+from .networks import CurvatureProp, Empirical, Exact, InputsOnly, Linearized, MonteCarlo, Network, register_layer
 from .points import Point, barycenter
+from .reparametrize import Frames, reparametrize
 from .samples import Chunked, Measure, OneHot, Sample
 from .spaces import AffineSpace, DirectSum, Family, Hom, OnePoint, Space
 from .symmetry import Structure, Symmetry
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
     "AffineSpace",
     "Bernoulli",
     "Categorical",
@@ -49,15 +66,22 @@ __all__ = [
     "DirectSum",
     "Empirical",
     "Euclidean",
+    "EuclideanMetric",
     "EuclideanOutput",
     "Exact",
     "Family",
+    "Fisher",
+    "FixedMetric",
+    "Frames",
+    "GaussNewton",
     "Gaussian",
     "Gram",
     "Hom",
     "InnerProduct",
     "InputsOnly",
+    "LayerwiseMetric",
     "LinearMap",
+    "Linearized",
     "LowRank",
     "Measure",
     "MonteCarlo",
@@ -68,12 +92,15 @@ __all__ = [
     "Point",
     "Poisson",
     "Pullback",
+    "QuasiDiagonal",
     "RiemannError",
+    "RiemannianMetric",
     "RotatedDiagonal",
     "Sample",
     "Space",
     "Structure",
     "Symmetry",
+    "UnitWise",
     "Vector",
     "barycenter",
     "damp_factors",
@@ -83,9 +110,12 @@ __all__ = [
     "interop",
     "layers",
     "likelihoods",
+    "metrics",
+    "natural_gradient",
     "networks",
     "norms",
     "register_layer",
+    "reparametrize",
     "second_moment",
     "solvers",
     "testing",
@@ -94,5 +124,5 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     if name == "testing":  # for those who test; the others need not wait for it
-        return import_module(f"{__name__}.testing")
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -184,6 +184,12 @@ class Symmetry:
 
     def __add__(self, other: Symmetry) -> Symmetry:
         """Of a sum or a blend: the weights must agree."""
+        if (
+            not any((self.named, other.named, self.equations, other.equations))
+            and self._weightless
+            and other._weightless
+        ):
+            return self  # two of data alone: the usual case, in every step of a running average
         s, t = (self, other) if len(self.defect) == len(other.defect) else (self._agreed(), other._agreed())
         pairs = list(zip(s.defect, t.defect, strict=True))
         return _joined([s, t], [u.plus(v, times=0) for u, v in pairs], [u.must_be(v) for u, v in pairs])
@@ -202,6 +208,10 @@ class Symmetry:
         return _joined([self], [Weight()], [weight.must_be(Weight()) for weight in self.defect])
 
     close = scalar_function  # a finished step must have no weight either; keeps, blame and <= take it as closed
+
+    @property
+    def _weightless(self) -> bool:
+        return not any(weight.exponents for weight in self.defect)
 
     def _agreed(self) -> Symmetry:
         return _joined([self], self.defect, [self.defect[0].must_be(weight) for weight in self.defect])

@@ -273,6 +273,14 @@ RULES = [
     ),
     *(
         Rule(
+            f"factored Tikhonov on V only with π by {split}",
+            lambda f, split=split: damp_factors(kfac(f), 0.3, euclidean_on_translations(W), split),
+            "A: T O SP P; S: T O SP P", {"A: R": "weight", "A: GL M D": "Euclidean(A⃗*)"}, joint=(J,),
+        )
+        for split in ("trace", "frobenius")
+    ),
+    *(
+        Rule(
             f"factored Tikhonov relative to data, {split}",
             lambda f, split=split: damp_factors(kfac(f), 0.3, kfac(f, 10), split), ALL, joint=(J,),
         )

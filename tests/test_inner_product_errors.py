@@ -246,11 +246,8 @@ BAD: list[tuple[str, Call, type[RiemannError], str]] = [
     ("state of a pullback by functions", lambda: Pullback(LinearMap.from_functions(W, V, lambda x: x[..., :2], lambda y: y), G).state(), NotClosed,
      "NotClosed in state: Pullback(φ, Gram(V, G)) : W* ← W keeps no state"),
     # damping the factors
-    ("factored damping of what is no product", lambda: damp_factors(G, 0.1, Euclidean(V)), SpaceMismatch,
-     "SpaceMismatch in damp_factors: Gram(V, G) : V* ← V damped by Euclidean(V) : V* ← V: a product of two factors is needed, and a "
-     "reference that is one along the same factors. Use g + λ * reference for other forms."),
     ("factored damping by what is no product", lambda: damp_factors(GH, 0.1, Gram(V * W, torch.eye(6))), SpaceMismatch,
-     "a product of two factors is needed"),
+     "a product of two factors needs a reference that is one along the same factors. Use g + λ * reference for others."),
     ("factored damping elsewhere", lambda: damp_factors(GH, 0.1, Euclidean(V)), SpaceMismatch,
      "SpaceMismatch in damp_factors: Euclidean(V) : V* ← V is no reference for Gram(V, G) * Gram(W, H)"),
     ("factored damping of a network by a matrix", lambda: damp_factors(NET, 0.1, Gram(NET.space, torch.eye(8))), SpaceMismatch,

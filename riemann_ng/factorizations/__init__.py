@@ -12,11 +12,16 @@ from .base import NotFinite as NotFinite
 from .base import RankDeficient as RankDeficient
 from .base import TooNarrow as TooNarrow
 from .base import rounding_unit as rounding_unit
+from .centred import CentredFactor as CentredFactor
+from .centred import factorize_centred as factorize_centred
 from .composed import BlockFactor as BlockFactor
 from .composed import InverseFactor as InverseFactor
 from .composed import KroneckerFactor as KroneckerFactor
 from .composed import ScaledFactor as ScaledFactor
 from .composed import WoodburyFactor as WoodburyFactor
+from .dual import LOST as LOST
+from .dual import DualFactor as DualFactor
+from .dual import least_by_dual as least_by_dual
 from .keeping import Kept as Kept
 from .keeping import keep as keep
 from .keeping import normally as normally
@@ -24,6 +29,7 @@ from .leaves import CholeskyFactor as CholeskyFactor
 from .leaves import DiagonalFactor as DiagonalFactor
 from .leaves import FrameFactor as FrameFactor
 from .leaves import IdentityFactor as IdentityFactor
+from .leaves import MatrixFactor as MatrixFactor
 from .making import factorize_dense as factorize_dense
 from .making import factorize_rows as factorize_rows
 from .making import fold_rows as fold_rows

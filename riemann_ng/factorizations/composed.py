@@ -25,6 +25,9 @@ class ScaledFactor(Factorization):
     def solve(self, x: Tensor) -> Tensor:
         return self.of.solve(x) / self.scalar
 
+    def for_many_solves(self) -> Factorization:
+        return ScaledFactor(self.scalar, self.of.for_many_solves())
+
     def frame_columns(self, Z: Tensor) -> Tensor:
         return self.of.frame_columns(Z) / self.scalar**0.5
 
@@ -71,6 +74,9 @@ class BlockFactor(Factorization):
         self.blocks, self.sizes = list(blocks), [block.dim for block in blocks]
         self.dim = sum(self.sizes)
 
+    def for_many_solves(self) -> Factorization:
+        return BlockFactor([block.for_many_solves() for block in self.blocks])
+
     def _each(self, maps: Sequence[Columns], B: Tensor) -> Tensor:
         return torch.cat([columns(piece) for columns, piece in zip(maps, B.split(self.sizes), strict=True)])
 
@@ -98,6 +104,9 @@ class KroneckerFactor(RowFactorization):
         self.factors, self.dims, self.members = list(factors), list(dims), members
         self.dim = members * prod(dims)
         self.name = " ⊗ ".join(f.name for f in factors)
+
+    def for_many_solves(self) -> Factorization:
+        return KroneckerFactor([f.for_many_solves() for f in self.factors], self.dims, self.members)
 
     def _each(self, maps: Sequence[Columns], x: Tensor) -> Tensor:
         y = x.reshape(-1, self.members, *self.dims)

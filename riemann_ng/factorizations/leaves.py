@@ -32,6 +32,9 @@ class CholeskyFactor(Factorization):
             return super().solve(x)
         return torch.cholesky_solve(x.mT, self.L).mT
 
+    def for_many_solves(self) -> Factorization:
+        return self if self.L.requires_grad else MatrixFactor(torch.cholesky_inverse(self.L), self)
+
     def frame_columns(self, Z: Tensor) -> Tensor:
         return solve_triangular(self.L.mT, self._by_member(Z), upper=True).reshape(Z.shape)
 
@@ -41,6 +44,31 @@ class CholeskyFactor(Factorization):
     @property
     def logdet(self) -> Tensor:
         return 2 * self.L.diagonal(dim1=-2, dim2=-1).abs().log().sum()
+
+
+class MatrixFactor(Factorization):
+    """M by its inverse, a matrix (d, d) or (m, d, d) at hand; all but solving is left to a factorization."""
+
+    def __init__(self, inverse: Tensor, of: Factorization):
+        self.inverse, self.of, self.dim, self.name = inverse, of, of.dim, f"inverse of {of.name}"
+
+    def solve_columns(self, B: Tensor) -> Tensor:
+        if self.inverse.ndim == 2:
+            return self.inverse @ B
+        return (self.inverse @ B.reshape(*self.inverse.shape[:2], -1)).reshape(B.shape)
+
+    def solve(self, x: Tensor) -> Tensor:
+        return x @ self.inverse if self.inverse.ndim == 2 else super().solve(x)
+
+    def frame_columns(self, Z: Tensor) -> Tensor:
+        return self.of.frame_columns(Z)
+
+    def coframe_columns(self, B: Tensor) -> Tensor:
+        return self.of.coframe_columns(B)
+
+    @property
+    def logdet(self) -> Tensor:
+        return self.of.logdet
 
 
 class DiagonalFactor(Factorization):

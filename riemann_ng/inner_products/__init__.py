@@ -4,11 +4,12 @@ from .algebra import Expressions as Expressions
 from .base import InnerProduct as InnerProduct
 from .base import kind as kind
 from .damping import damp_factors as damp_factors
-from .damping import euclidean_on_translations as euclidean_on_translations
 from .diagonal import Diagonal as Diagonal
 from .diagonal import Euclidean as Euclidean
 from .direct_sum import BlockDiagonal as BlockDiagonal
 from .direct_sum import direct_sum as direct_sum
+from .dualized import Dualized as Dualized
+from .framed import Framed as Framed
 from .functors import Dual as Dual
 from .functors import Pullback as Pullback
 from .functors import Quotient as Quotient
@@ -17,7 +18,12 @@ from .gram import LowRank as LowRank
 from .kronecker import Kronecker as Kronecker
 from .moment import SecondMoment as SecondMoment
 from .moment import second_moment as second_moment
+from .on_translations import EuclideanOnTranslations as EuclideanOnTranslations
+from .on_translations import euclidean_on_translations as euclidean_on_translations
+from .quasi_diagonal import QuasiDiagonal as QuasiDiagonal
+from .ready import made_ready as made_ready
 from .rotated import RotatedDiagonal as RotatedDiagonal
 from .sums import Scaled as Scaled
 from .sums import Sum as Sum
 from .symmetries import explain_symmetry as explain_symmetry
+from .units import UnitWise as UnitWise

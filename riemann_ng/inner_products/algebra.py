@@ -16,8 +16,12 @@ from .diagonal import Diagonal, Euclidean
 from .direct_sum import BlockDiagonal
 from .functors import Dual, Pullback, Quotient
 from .kronecker import Kronecker
+from .on_translations import EuclideanOnTranslations
 from .sums import Scaled, Sum
 from .symmetries import with_frame, with_lines
+
+COORDINATE_FORMS = (Euclidean, EuclideanOnTranslations)
+"""Kinds of which there is one form on each space."""
 
 
 class Expressions(Algebra[InnerProduct]):
@@ -30,7 +34,7 @@ class Expressions(Algebra[InnerProduct]):
         collected: list[tuple[Scalar, InnerProduct]] = []
         for c, form in terms(g) + terms(h):
             for i, (b, like) in enumerate(collected):
-                if like is form or (isinstance(like, Euclidean) and isinstance(form, Euclidean)):
+                if like is form or (isinstance(like, COORDINATE_FORMS) and type(like) is type(form)):
                     collected[i] = (b + c, like)
                     break
             else:

@@ -121,6 +121,9 @@ class InnerProduct(ABC):
     def low_rank_parts(self) -> tuple[InnerProduct, Tensor] | None:
         return None
 
+    def dual_factorization(self) -> Factorization | None:
+        return None
+
     def rows(self) -> Tensor | None:
         """Rows R with the form equal to RᵀR, where the form was made of them: it is then never solved through RᵀR."""
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ..elements import Covector, Element, Vector
-from ..errors import DegenerateMetric, InvalidSpace, SpaceMismatch
+from ..errors import InvalidSpace, RiemannError, SpaceMismatch
 from ..factorizations import BlockFactor, Factorization
 from ..solvers import Eigen, Solver, Structure
 from ..solvers.base import checked_covector
@@ -16,6 +17,16 @@ from ..spaces import DirectSum, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .common import cost, given, one_kind
+
+
+@contextmanager
+def summand_named(name: str) -> Iterator[None]:
+    """Errors of a solve say in which summand it was."""
+    try:
+        yield
+    except RiemannError as error:
+        error.args = (f"{error}\nIn the summand {name!r}.",)
+        raise
 
 
 @kind("direct sum")
@@ -44,18 +55,18 @@ class BlockDiagonal(InnerProduct):
             checked_covector(self, covector, "sharp")
         blocks = {}
         for name, g in self.parts.items():
-            try:
+            with summand_named(name):
                 blocks[name] = g.sharp(covector.component(name), solver).data
-            except DegenerateMetric as error:
-                raise DegenerateMetric(f"{error}\nIn the summand {name!r}.", error.space, error.rank) from None
         return Vector._of(self.space, None, blocks)
 
     def sharp_modulo_kernel(self, covector: Element, reference: InnerProduct) -> Vector:
         references = reference.summands()
         if references is None or reference.space != self.space or covector.lives_in != self.space.dual:
             return super().sharp_modulo_kernel(covector, reference)
-        parts = self.parts.items()
-        blocks = {k: g.sharp_modulo_kernel(covector.component(k), references[k]).data for k, g in parts}
+        blocks = {}
+        for name, g in self.parts.items():
+            with summand_named(name):
+                blocks[name] = g.sharp_modulo_kernel(covector.component(name), references[name]).data
         return Vector._of(self.space, None, blocks)
 
     def tensors(self) -> Iterator[Tensor]:

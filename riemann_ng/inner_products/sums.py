@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..elements import Scalar
-from ..errors import DegenerateMetric
 from ..factorizations import (
     DiagonalFactor,
     Factorization,
     FrameFactor,
-    Indefinite,
-    NotFinite,
     RankDeficient,
     ScaledFactor,
-    factorize_dense,
     factorize_rows,
 )
 from ..solvers import Structure
@@ -27,12 +23,14 @@ from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .common import bracketed
-from .diagonal import Diagonal, Euclidean
-from .gram import Gram
+from .dualized import Dualized, DualPair, definite, dual_pair
 from .kronecker import Kronecker
+from .likeness import same_form
 from .members import blocks
+from .on_translations import factorize_on
 from .pencils import DIAGONAL, both_diagonal, cost_of_pencil
 from .rotated import RotatedDiagonal
+from .units import by_units, cost_by_units, factorize_by_units
 
 DENSE = (*DIAGONAL, "dense", "low rank")
 """The kinds of structure whose sum is best had by its matrix."""
@@ -40,11 +38,14 @@ DENSE = (*DIAGONAL, "dense", "low rank")
 
 @kind("multiple")
 class Scaled(InnerProduct):
-    """c * g for a positive number c; `c_symmetry` is what c itself names, if constants helped to compute it."""
+    """c * g for a positive number c; `c_symmetry`, or a function that finds it on request, is what c itself names."""
 
-    def __init__(self, scalar: Scalar, of: InnerProduct, c_symmetry: Symmetry | None = None):
-        self.scalar, self.of, self.space = scalar, of, of.space
-        self.c_symmetry = Symmetry.natural() if c_symmetry is None else c_symmetry
+    def __init__(self, scalar: Scalar, of: InnerProduct, c_symmetry: Symmetry | Callable[[], Symmetry] | None = None):
+        self.scalar, self.of, self.space, self._named = scalar, of, of.space, c_symmetry
+
+    @cached_property
+    def c_symmetry(self) -> Symmetry:
+        return self._named() if callable(self._named) else self._named or Symmetry.natural()
 
     def flat_components(self, x: Tensor) -> Tensor:
         return self.of.flat_components(x) * self.scalar
@@ -106,11 +107,9 @@ class Scaled(InnerProduct):
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         """The multiple of the blend with what the other is a multiple of, or with 1/c of it."""
-        if isinstance(other, Scaled) and bool(other.scalar == self.scalar):
-            return Scaled(self.scalar, self.of.blend(other.of, weight), self.c_symmetry)
-        return Scaled(
-            self.scalar, self.of.blend(Scaled(1 / self.scalar, other, self.c_symmetry**-1), weight), self.c_symmetry
-        )
+        alike = isinstance(other, Scaled) and bool(other.scalar == self.scalar)
+        theirs = unscaled(other)[1] if alike else Scaled(1 / self.scalar, other, self.c_symmetry**-1)
+        return Scaled(self.scalar, self.of.blend(theirs, weight), self.c_symmetry)
 
     def own_state(self) -> State:
         c = self.scalar.detach() if isinstance(self.scalar, Tensor) else self.scalar
@@ -134,8 +133,9 @@ class Sum(InnerProduct):
 
     def flat_components(self, x: Tensor) -> Tensor:
         y = self.terms[0].flat_components(x)
-        for term in self.terms[1:]:
-            y = y + term.flat_components(x)
+        for c, form in map(unscaled, self.terms[1:]):
+            z = form.flat_components(x)
+            y = y + z * c if isinstance(c, Tensor) else torch.add(y, z, alpha=c)
         return y
 
     def tensors(self) -> Iterator[Tensor]:
@@ -146,9 +146,9 @@ class Sum(InnerProduct):
         probe = torch.empty(0, **self._options(like))
         matrix = self.terms[0].dense_matrix(probe)
         for term in self.terms[1:]:
-            if isinstance(term, Scaled) and isinstance(term.of, Euclidean):  # without an identity matrix
+            if term.structure.kind in DIAGONAL:  # without a matrix of zeros
                 matrix = matrix.clone()
-                matrix.diagonal().add_(term.scalar)
+                matrix.diagonal().add_(term.diagonal_entries(probe))
             else:
                 matrix = matrix + term.dense_matrix(probe)
         return matrix
@@ -199,6 +199,8 @@ class Sum(InnerProduct):
         parts, V = [term.structure for term in self.terms], self.space
         if all(p.kind in DIAGONAL for p in parts) or self._rotated() is not None:
             return float(V.dim)
+        if by_units(unscaled_terms := [unscaled(term) for term in self.terms]):
+            return cost_by_units(unscaled_terms)
         options: list[float] = []
         if (pair := self._tikhonov()) is not None:
             product, _, reference = pair
@@ -223,17 +225,22 @@ class Sum(InnerProduct):
     @property
     def structure(self) -> Structure:
         parts, d = [term.structure for term in self.terms], self.space.dim
-        split = self.low_rank_parts()
-        few = None if split is None else len(split[1])
+        own = self._dual if self._dual is not None and self._dual.offered else None
+        split = self.low_rank_parts() if own is None else None
+        few = own.form.count if own is not None else None if split is None else len(split[1])
         if all(p.kind in DIAGONAL for p in parts):
             kind = "diagonal"
         elif self._rotated() is not None:
             kind = "rotated diagonal"
+        elif by_units([unscaled(term) for term in self.terms]):
+            kind = "unit-wise"
         elif self._tikhonov() is not None:
             kind = "product + product"
         else:
             kind = "low rank + definite" if few else "sum"
-        return Structure(kind, d, self._cost(), sum(p.apply for p in parts), min(d, sum(p.rank for p in parts)), few)
+        cost = float("inf") if own is not None and own.form.by_dual_alone else self._cost()
+        dual, rank = None if own is None else own.cost, min(d, sum(p.rank for p in parts))
+        return Structure(kind, d, cost, sum(p.apply for p in parts), rank, few, dual)
 
     def low_rank_parts(self) -> tuple[InnerProduct, Tensor] | None:
         low = [term for term in self.terms if term.structure.rank < self.space.dim and term.rows() is not None]
@@ -244,16 +251,23 @@ class Sum(InnerProduct):
     @cached_property
     def _base(self) -> InnerProduct | None:
         """What stands beside the low-rank terms, if it is definite."""
-        rest = [term for term in self.terms if term.structure.rank == self.space.dim or term.rows() is None]
-        if not rest or any(term.structure.direct is None for term in rest):
+        return self._definite([t for t in self.terms if t.structure.rank == self.space.dim or t.rows() is None])
+
+    @cached_property
+    def _dual(self) -> DualPair | None:
+        """A term that is known by products, and what stands beside it, if this is definite."""
+        base = self._definite([t for t in self.terms if not isinstance(unscaled(t)[1], Dualized)])
+        return None if base is None else dual_pair([unscaled(term) for term in self.terms], base)
+
+    def _definite(self, terms: Sequence[InnerProduct]) -> InnerProduct | None:
+        """The sum of some terms, if it has a factorization, and this finds it definite."""
+        if len(terms) in (0, len(self.terms)) or any(term.structure.direct is None for term in terms):
             return None
-        base = rest[0] if len(rest) == 1 else Sum(rest)
-        try:
-            factorization = base.factorization(torch.empty(0, **self._options(None)))
-            factorization.logdet  # noqa: B018  a diagonal finds out here
-        except (RankDeficient, DegenerateMetric, Indefinite, NotFinite):  # the sum is judged as a whole
-            return None
-        return base
+        base = terms[0] if len(terms) == 1 else Sum(terms)
+        return base if definite(base, torch.empty(0, **self._options(None))) else None
+
+    def dual_factorization(self) -> Factorization | None:
+        return None if self._dual is None else self._dual.factorization(torch.empty(0, **self._options(None)))
 
     def direct_factorization(self, method: str) -> Factorization | None:
         if self.dtype is None:
@@ -262,15 +276,17 @@ class Sum(InnerProduct):
             return DiagonalFactor(self.diagonal_entries())
         if (rotated := self._rotated()) is not None:
             return rotated
+        if by_units(unscaled_terms := [unscaled(term) for term in self.terms]):
+            return factorize_by_units(unscaled_terms, torch.empty(0, **self._options(None)), method)
         cost = self._cost()
         if cost is None:
             return None
         if cost == self._cost_of_members:
-            return factorize_dense(blocks(self, torch.empty(0, **self._options(None))), method)
+            return factorize_on(self.space, blocks(self, torch.empty(0, **self._options(None))), method)
         if (pair := self._tikhonov()) is not None:
             return self._pencil(pair[1], pair[2])
         rows = self.rows()
-        return factorize_dense(self.dense_matrix(), method) if rows is None else factorize_rows(rows)
+        return factorize_on(self.space, self.dense_matrix(), method) if rows is None else factorize_rows(rows)
 
     def _pencil(self, g: InnerProduct, reference: InnerProduct) -> Factorization | None:
         """The pair diagonalized together, if one is definite; None leaves the sum to its dense matrix.
@@ -319,14 +335,3 @@ class Sum(InnerProduct):
 
 def unscaled(g: InnerProduct) -> tuple[Scalar, InnerProduct]:
     return (g.scalar, g.of) if isinstance(g, Scaled) else (1.0, g)
-
-
-def same_form(g: InnerProduct, h: InnerProduct) -> bool:
-    """Whether two forms are one by what they hold, also where they were put together twice."""
-    if g is h or g.space != h.space or type(g) is not type(h):
-        return g is h
-    if isinstance(g, Kronecker) and isinstance(h, Kronecker):
-        return len(g.factors) == len(h.factors) and all(map(same_form, g.factors, h.factors))
-    if isinstance(g, (Gram, Diagonal)) and isinstance(h, (Gram, Diagonal)):
-        return g.entries is h.entries
-    return isinstance(g, Euclidean)

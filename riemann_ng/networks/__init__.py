@@ -10,6 +10,7 @@ from .estimators import Empirical as Empirical
 from .estimators import Estimator as Estimator
 from .estimators import Exact as Exact
 from .estimators import InputsOnly as InputsOnly
+from .estimators import Linearized as Linearized
 from .estimators import MonteCarlo as MonteCarlo
 from .network import Network as Network
 from .observation import LayerObservation as LayerObservation

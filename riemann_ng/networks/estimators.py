@@ -63,3 +63,12 @@ class Empirical(Estimator):
 @dataclass(frozen=True)
 class InputsOnly(Estimator):
     """No cotangents at all: for metrics that look at inputs alone."""
+
+
+@dataclass(frozen=True)
+class Linearized(Estimator):
+    """No cotangents, but the linearized network: its differential J, and the output metric pulled back along it.
+
+    For metrics that are used by their products alone. The observation keeps the graph of its forward pass; read it
+    before the parameters move.
+    """

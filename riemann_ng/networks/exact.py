@@ -8,10 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..inner_products import InnerProduct
 from ..samples import Chunked, Compact, Counts, Measure, Sample
 from ..spaces import Family, VectorSpace
 from .directions import Directions
-from .observation import LayerObservation, Observation, contract, dense_inputs
+from .linearization import Linearization
+from .observation import LayerObservation, Observation, contract, dense_inputs, in_shape
+from .output_symmetry import marked
 from .recompression import BUDGET, WIDEST, Recompression
 
 
@@ -46,11 +49,16 @@ class Propagated(Compact):
         return (total if total.ndim == 3 else total[None]) * weight
 
 
-def exact_observation(seen: Observation, directions: Directions, masked: bool) -> Observation:
+def exact_observation(
+    seen: Observation, directions: Directions, masked: bool, linearization: Callable[[], Linearization]
+) -> Observation:
     """What `InputsOnly` saw, with cotangents. Where padding is masked, directions are not recompressed."""
     recompression = Recompression(directions, recompress=not masked)
     layers = {path: exact_layer(layer, directions, recompression, masked) for path, layer in seen.layers.items()}
-    return ExactObservation(seen, layers, directions)
+    for layer in layers.values():
+        for sample in (layer.cotangents, layer.aligned):
+            marked(sample, seen.output, seen.output_symmetry)
+    return ExactObservation(seen, layers, directions, linearization)
 
 
 def exact_layer(
@@ -105,9 +113,23 @@ class ExactObservation(Observation):
     Its per-example gradients are of the directions themselves, the same in every layer: the Fisher across layers.
     """
 
-    def __init__(self, seen: Observation, layers: dict[str, LayerObservation], directions: Directions):
-        super().__init__(seen.space, layers, seen.outputs, seen.estimator, seen.output)
-        self._directions = directions
+    def __init__(
+        self,
+        seen: Observation,
+        layers: dict[str, LayerObservation],
+        directions: Directions,
+        linearization: Callable[[], Linearization],
+    ):
+        super().__init__(seen.space, layers, seen.outputs, seen.estimator, seen.output, seen.output_symmetry)
+        self._directions, self._linearization = directions, linearization
+
+    @property
+    def products(self) -> InnerProduct:
+        return self._linearization().form(self.output, self._directions.there)
+
+    def together(self) -> Iterator[dict[str, Tensor]]:
+        for found in self._directions.of(list(self.layers)):
+            yield {path: in_shape(g, self.layers[path].S) for path, g in found.items()}
 
     @property
     def gradients(self) -> Sample:
@@ -128,8 +150,9 @@ class ExactObservation(Observation):
                 yield torch.cat([part.expand(n, width, 1, part.shape[-1]) for part in parts], -1)
 
         first = next(iter(layers.values())).inputs.tensor()
-        return Sample(self.space.dual, Chunked(chunks, (n, k, 1), 1, first[:0]), Measure.exact(), "gradients")
+        gradients = Sample(self.space.dual, Chunked(chunks, (n, k, 1), 1, first[:0]), Measure.exact(), "gradients")
+        return marked(gradients, self.output, self.output_symmetry)
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        del self._directions
+        del self._directions, self._linearization

@@ -20,15 +20,17 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..elements import Vector
-from ..inner_products import InnerProduct
-from ..likelihoods import Likelihood, OutputMetric
+from ..inner_products import InnerProduct, Pullback
+from ..likelihoods import OutputMetric
 from ..linear_maps import LinearMap
 from ..solvers import Structure
 from ..spaces import DirectSum, Space
 from ..symmetry import Symmetry
 from .directions import kept_graph, transported
+from .output_symmetry import output_bases, symmetry_of_output
 from .precision import HALVES, at_least_single
 from .recording import Call
+from .twice import CheapNorms
 from .uses import use_of
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ class Linearization:
         self.targets = [*(call.edge for call in calls), *(get_gradient_edge(p) for p in bare.values())]
         self.kept: tuple[Tensor, list[tuple[int, Tensor]]] | None = None
         self.twice = z.dtype not in HALVES and not torch.is_autocast_enabled(z.device.type)
+        self.calls = tuple(calls)
+
+    def form(self, output: OutputMetric, there: Tensor | None = None) -> Pullback:
+        """The output metric, averaged over the examples, pulled back along J; `there` is zero on padding."""
+        bases = output_bases(self.outputs.name.removesuffix(".outputs"), self.z, self.calls)
+        return Pullback(self.map, OutputForm(self.outputs, self.z, output, symmetry_of_output(output, bases), there))
 
     @property
     def map(self) -> LinearMap:
@@ -133,8 +141,15 @@ class Linearization:
 def linearized(network: Network, x: Any) -> Linearization:
     """A network at a batch. Its reading is verified first where that has not happened."""
     network.check_unchanged()
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+    held = {name for block in network.blocks.values() if block.reader is not None for name in block.names.values()}
+    typed = [p for name, p in network.parameters.items() if name in held]
+    with sdpa_kernel(SDPBackend.MATH), CheapNorms(typed):  # fused attention has no second derivative
         z, calls = network._seen(x)
+    return linearization_of(network, x, z, calls)
+
+
+def linearization_of(network: Network, x: Any, z: Tensor, calls: Sequence[Call]) -> Linearization:
+    """The same of a forward pass that has been watched already."""
     parameters = network.parameters
     bare = {
         path: parameters[block.names["value"]]
@@ -147,19 +162,28 @@ def linearized(network: Network, x: Any) -> Linearization:
 
 def by_row(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A map of vectors, applied to every one of a batch."""
-    return f(x) if x.ndim == 1 else torch.stack([by_row(f, row) for row in x.unbind()])
+    if x.ndim == 1:
+        return f(x)
+    rows = [by_row(f, row) for row in x.unbind()]
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
 class OutputForm(InnerProduct):
-    """The mean over examples of an output metric, on the outputs of a batch."""
+    """The mean over examples of an output metric, on the outputs of a batch; `there` is zero on padding, else one."""
 
-    def __init__(self, space: Space, z: Tensor, output: OutputMetric):
-        self.space, self.output = space, output
+    def __init__(self, space: Space, z: Tensor, output: OutputMetric, symmetry: Symmetry, there: Tensor | None = None):
+        self.space, self.output, self.there, self._symmetry = space, output, there, symmetry
         self.shape, self.root = z.shape, output.root(at_least_single(z.detach()))
         self._like = at_least_single(z.detach())
 
     def flat_components(self, x: Tensor) -> Tensor:
-        return by_row(lambda row: self.root.apply(row.view(self.shape)).flatten(), x).div_(self.shape[0])
+        return by_row(self._flat, x).div_(self.shape[0])
+
+    def _flat(self, row: Tensor) -> Tensor:
+        dz = row.view(self.shape)
+        if self.there is None:
+            return self.root.apply(dz).flatten()
+        return (self.root.apply(dz * self.there) * self.there).flatten()
 
     def tensors(self) -> Iterator[Tensor]:
         yield self._like
@@ -171,7 +195,7 @@ class OutputForm(InnerProduct):
 
     @property
     def symmetry(self) -> Symmetry:
-        return Symmetry.natural() if isinstance(self.output, Likelihood) else super().symmetry
+        return self._symmetry
 
     def expression(self) -> str:
         return f"mean of {self.output}"

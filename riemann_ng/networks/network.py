@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..elements import Covector, Vector, register_layout
 from ..errors import NonFinite, ShapeMismatch, SpaceMismatch
-from ..inner_products import InnerProduct, Pullback
+from ..inner_products import InnerProduct
 from ..likelihoods import Likelihood, OutputMetric
 from ..linear_maps import LinearMap
 from ..points import Point
@@ -27,13 +27,16 @@ from ..spaces import AffineSpace, DirectSum
 from .blocks import Expansion
 from .constants import PerExample
 from .coverage import Coverage, cover
-from .estimators import Estimator, Exact
-from .linearization import OutputForm, linearized
+from .differential import gradients_of_loss
+from .estimators import Estimator, Exact, Linearized
+from .functions import Function, check_apart, function_module
+from .linearization import linearized
+from .linearized import observed_linearized
 from .masks import check_mask
 from .observation import Observation
 from .observing import sent_back
 from .outputs import call_module, examples_in, first_examples, read_output, standing_in
-from .precision import at_least_single, dense
+from .precision import at_least_single
 from .recording import Arrangement, Call, Recording, arrange, frozen_statistics, recording
 from .running import devices_explained, plain_attention, uncompiled, untouched_randomness
 from .settling import spread_parameters, spread_uses, unfaithful
@@ -84,6 +87,16 @@ class Network:
         if example is not None:
             network.verify(example)
         return network
+
+    @classmethod
+    def from_function(
+        cls, f: Function, parameters: Any, likelihood: Likelihood, example: Any = None, name: str | None = None
+    ) -> Network:
+        """Reads f(parameters, x) -> outputs; parameters are a tensor, or dicts, lists and tuples of them.
+
+        Names are the keys, joined by dots. The tensors are those given, not copies: see `functions.py`.
+        """
+        return cls.from_torch(function_module(f, parameters), likelihood, example, name)
 
     def _settle(self) -> None:
         """Lays out the tangent space: once when read, again when verification has moved a block."""
@@ -152,6 +165,7 @@ class Network:
             del self._expansions[path]
             self._give_up({at: reason for place, at in self._listeners.items() if inside(place, path)})
         z, watch = self._watched(x)
+        check_apart(self, x, z)
         while spoiled := watch.spoiled() - self._clone:  # inputs changed in place later on: keep copies
             self._clone |= spoiled
             z, watch = self._watched(x)
@@ -229,6 +243,8 @@ class Network:
         if fraction != 1.0:
             n = max(1, math.ceil(fraction * n))
             x, mask = first_examples(x, n), None if mask is None else mask[:n]
+        if isinstance(estimator, Linearized):
+            return observed_linearized(self, x, estimator, output, mask)
         z, calls = self._seen(x)
         return sent_back(self, x, z, calls, estimator, output, mask)
 
@@ -277,22 +293,7 @@ class Network:
 
     def differential(self, x: Any, y: Any) -> Covector:
         """The differential of the loss, the mean over examples of the negative log-likelihood, at the parameters."""
-        self.check_unchanged()
-        parameters = self.parameters
-        with torch.enable_grad():
-            z = self.outputs(x)
-            self.likelihood.validate(z.detach(), y)
-            loss = self.likelihood.loss(z, y)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        pairs = zip(parameters.items(), gradients, strict=True)
-        found = {name: torch.zeros_like(p) if g is None else dense(g) for (name, p), g in pairs}
-        for name, g in found.items():
-            if not bool(g.isfinite().all()):
-                self._watched(x)  # names the first layer, where it is the forward's
-                raise NonFinite(
-                    f"NonFinite in {self.name}.differential: the gradient of {name!r} holds NaN or infinity."
-                )
-        return self.covector(found)
+        return self.covector(gradients_of_loss(self, x, y))
 
     def _moves(self, call: str, vector: Vector) -> dict[str, Tensor]:
         if not isinstance(vector, Vector) or vector.lives_in != self.tangent_space:
@@ -336,9 +337,7 @@ class Network:
 
         `output` is the inner product on the outputs, by default the likelihood's Fisher.
         """
-        linearization = linearized(self, x)
-        output = self.likelihood if output is None else output
-        return Pullback(linearization.map, OutputForm(linearization.outputs, linearization.z, output))
+        return linearized(self, x).form(self.likelihood if output is None else output)
 
     def coverage(self) -> Coverage:
         """One line per trained parameter, and the frozen ones: its place, its size, what was assumed."""

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ObservationMismatch
+from ..inner_products import InnerProduct
 from ..likelihoods import OutputMetric
+from ..linear_maps import LinearMap
 from ..samples import Chunked, Compact, Counts, OneHot, Sample, WithOne, grams
 from ..spaces import DirectSum, Family, VectorSpace
+from ..symmetry import Symmetry
 from .estimators import Estimator
 
 
@@ -76,7 +79,9 @@ class LayerObservation:
                 yield contract(g[i : i + 1], a[i : i + 1]).reshape(1, k, 1, *self.space.shape)
 
         data = Chunked(draws, (n, k, 1), 1, inputs.tensor()[:0]) if lazy else Chunked(chunks, (n, k, 1))
-        return Sample(self.space.dual, data, cotangents.measure.reduced((n, k, 1)), "gradients")
+        gradients = Sample(self.space.dual, data, cotangents.measure.reduced((n, k, 1)), "gradients")
+        gradients.through = cotangents.through
+        return gradients
 
     def reduced(self) -> LayerObservation:
         """One site per example: the mean of the inputs, the sum of the cotangents."""
@@ -92,6 +97,11 @@ def dense_inputs(inputs: Sample) -> Tensor:
     """(examples, 1, sites, *shape)."""
     x = inputs.dense()
     return x.reshape(*x.shape[:3], *inputs.space.shape)
+
+
+def in_shape(x: Tensor, space: VectorSpace) -> Tensor:
+    """Elements (examples, draws, sites, *) in the shape of their space."""
+    return x.reshape(*x.shape[:3], *space.shape)
 
 
 def contract(g: Tensor, a: Tensor) -> Tensor:
@@ -113,9 +123,16 @@ class Observation:
         outputs: Tensor,
         estimator: Estimator,
         output: OutputMetric,
+        output_symmetry: Symmetry | None = None,
     ):
-        self.space, self.layers, self.outputs = space, dict(layers), outputs
+        self.space, self._layers, self.outputs = space, dict(layers), outputs
         self.estimator, self.output = estimator, output
+        self.output_symmetry = Symmetry.natural() if output_symmetry is None else output_symmetry
+
+    @property
+    def layers(self) -> dict[str, LayerObservation]:
+        """The samples of every block, by path."""
+        return self._layers
 
     def __getitem__(self, path: str) -> LayerObservation:
         if path not in self.layers:
@@ -142,16 +159,47 @@ class Observation:
             for pieces in zip(*(part._pieces() for part in parts), strict=True):
                 yield torch.cat([piece for piece, _ in pieces], dim=-1)
 
-        return Sample(self.space.dual, Chunked(chunks, (n, k, 1)), parts[0].measure, "gradients")
+        gradients = Sample(self.space.dual, Chunked(chunks, (n, k, 1)), parts[0].measure, "gradients")
+        gradients.through = parts[0].through
+        return gradients
+
+    def together(self) -> Iterator[dict[str, Tensor]]:
+        """The cotangents (examples, draws, sites, *shape) of all layers, the same draws in each, some at a time.
+
+        A layer that the batch did not use may be missing.
+        """
+        yield {path: in_shape(layer.aligned.dense(), layer.S) for path, layer in self.layers.items()}
+
+    @property
+    def products(self) -> InnerProduct | None:
+        """The second moment of `gradients` as a form that knows its products without reading them, if there is one."""
+        return None
+
+    @property
+    def differential_map(self) -> LinearMap:
+        """J, from the tangent space to the outputs of the batch, flat; only of `Linearized()`."""
+        raise self._not_linearized("differential_map")
+
+    @property
+    def pulled_back(self) -> InnerProduct:
+        """The output metric, averaged over the examples, pulled back along J; only of `Linearized()`."""
+        raise self._not_linearized("pulled_back")
+
+    def _not_linearized(self, what: str) -> ObservationMismatch:
+        return ObservationMismatch(
+            f"ObservationMismatch in .{what}: the batch was observed with {self.estimator}, which keeps samples and no "
+            f"differential of the network. Observe with Linearized(), or take network.linearize(x)."
+        )
 
     def __enter__(self) -> Observation:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.layers.clear()
+        self._layers.clear()
 
     def __repr__(self) -> str:
-        return f"Observation({len(self)} layers, {self.examples} examples, {self.estimator}, output={self.output})"
+        made = f"{self.estimator}, output={self.output}"
+        return f"Observation({len(self.space.parts)} layers, {self.examples} examples, {made})"
 
 
 def joined(samples: Sequence[Tensor | OneHot | Compact]) -> Tensor | OneHot | Compact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,10 @@ from .constants import check_size
 from .directions import Directions
 from .estimators import CurvatureProp, Empirical, Estimator, Exact, InputsOnly, MonteCarlo
 from .exact import exact_observation
+from .linearization import linearization_of
 from .masks import block_mask, output_mask
 from .observation import LayerObservation, Observation, in_draws, joined
+from .output_symmetry import marked, output_bases, symmetry_of_output
 from .precision import at_least_single
 from .recording import Call, backpropagate
 
@@ -73,7 +76,8 @@ def exactly(
     seen = assembled(network, x, z, calls, [[] for _ in calls], [], estimator, output, mask)
     there = None if mask is None else output_mask(mask, z, output)
     directions = Directions(z, output, estimator.chunk, calls, constants, list(blocks), there)
-    return exact_observation(seen, directions, mask is not None)
+    linearization = partial(linearization_of, network, x, z, calls)
+    return exact_observation(seen, directions, mask is not None, linearization)
 
 
 def assembled(
@@ -95,6 +99,7 @@ def assembled(
     constants = {}
     if directions and network._per_example.names:
         constants = network._per_example.gradients(x, torch.stack([d.to(z.dtype) for d in directions], 1))
+    symmetry = symmetry_of_output(output, output_bases(network.name, z, calls))
     kind = "monte carlo" if isinstance(estimator, (MonteCarlo, CurvatureProp)) else "exact"
     ones = at_least_single(z.detach()).new_ones(())
     with torch.autocast(z.device.type, enabled=False):
@@ -121,12 +126,13 @@ def assembled(
                 inputs = ones.new_zeros(n, 1, 1, *A.shape)
                 back = ones.new_zeros(n, len(directions), 1, *S.shape) if directions else None
             measure = Measure(kind, there)
+            returned = None if back is None else Sample(S.dual, back, measure, f"cotangents of {path}")
             layers[path] = LayerObservation(
                 path,
                 A,
                 S,
                 Sample(A, inputs, Measure.probability(there), f"inputs of {path}"),
-                None if back is None else Sample(S.dual, back, measure, f"cotangents of {path}"),
+                None if returned is None else marked(returned, output, symmetry),
             )
     masked = any(layer.inputs.measure.mask is not None for layer in layers.values())
     if mask is not None and not masked and output_mask(mask, z, output) is None:
@@ -134,7 +140,7 @@ def assembled(
             f"ShapeMismatch in {network.name}.observe: a mask of {mask[0].numel()} sites fits neither the output nor "
             f"any layer."
         )
-    return Observation(network.tangent_space, layers, z.detach(), estimator, output)
+    return Observation(network.tangent_space, layers, z.detach(), estimator, output, symmetry)
 
 
 def cotangents(network: Network, z: Tensor, estimator: Estimator, output: OutputMetric) -> list[Tensor]:

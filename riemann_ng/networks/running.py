@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from ..errors import DtypeMismatch
+
+if TYPE_CHECKING:
+    from .network import Network
 
 
 def uncompiled() -> AbstractContextManager[Any]:
@@ -55,4 +58,15 @@ def devices_explained(module: nn.Module, x: Any) -> Iterator[None]:
                 f"DtypeMismatch in Network: the batch is on {', '.join(sorted(batch))}, the parameters are on "
                 f"{', '.join(sorted(own))}. Move one of them: x.to({sorted(own)[0]!r})."
             ) from error
+        raise
+
+
+@contextmanager
+def draws_undone(network: Network) -> Iterator[None]:
+    """After an error inside, the network's next random observation draws what it would have drawn without."""
+    before = network._observations
+    try:
+        yield
+    except BaseException:
+        network._observations = before
         raise

@@ -29,7 +29,7 @@ def stacked(parts: Sequence[Observation], estimator: Estimator) -> Observation:
     for axis in range(1, outputs[0].ndim):
         widest = max(z.shape[axis] for z in outputs)
         outputs = [padded(z, widest, axis) for z in outputs]
-    return Observation(first.space, layers, torch.cat(outputs), estimator, first.output)
+    return Observation(first.space, layers, torch.cat(outputs), estimator, first.output, first.output_symmetry)
 
 
 def samples_stacked(samples: Sequence[Sample]) -> Sample:
@@ -46,7 +46,9 @@ def samples_stacked(samples: Sequence[Sample]) -> Sample:
     else:
         data = torch.cat([padded(s.dense(), longest, 2) for s in samples])
         data = data.reshape(*data.shape[:3], *first.space.shape)
-    return Sample(first.space, data, replace(first.measure, mask=mask), first.name)
+    whole = Sample(first.space, data, replace(first.measure, mask=mask), first.name)
+    whole.through = first.through
+    return whole
 
 
 def present(s: Sample) -> Tensor:

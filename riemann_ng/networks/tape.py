@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -141,13 +142,20 @@ class Tape:
             p.release()
         self._passes.clear()
 
+    def parted(self) -> Tape:
+        """What has been recorded so far, as a tape of its own that records no more."""
+        other = Tape(self.network)
+        other._passes, self._passes = self._passes, []
+        return other
+
     def close(self) -> None:
         self.stop()
         self.clear()
         self._closed = True
 
     def __del__(self) -> None:
-        self.stop()  # a forgotten tape does not leave its circumstances behind
+        if not sys.is_finalizing():
+            self.stop()  # a forgotten tape does not leave its circumstances behind
 
     def __enter__(self) -> Tape:
         return self.start()

@@ -40,7 +40,8 @@ class Auto(Solver):
         if s.direct is not None and (s.dim <= self.limit or s.direct <= 12.0 * self.limit**3):
             options.append((s.direct, "its own factorization", Cholesky(self.limit)))
         if s.low_rank is not None:
-            options.append((4.0 * s.low_rank**2 * s.dim + s.low_rank**3, f"dual of {s.low_rank} rows", Dual()))
+            cost = 4.0 * s.low_rank**2 * s.dim + s.low_rank**3 if s.dual is None else s.dual
+            options.append((cost, f"dual of {s.low_rank} rows", Dual()))
         if s.direct is None and s.dim <= self.limit:
             options.append((s.apply * s.dim + s.dim**3 / 3, "dense matrix", Cholesky(self.limit)))
         return sorted(options, key=lambda option: option[0])

@@ -32,7 +32,7 @@ class Structure:
 
     `direct` is the cost in flops of the kind's own factorization (None: it has none), `apply` that of one `flat`,
     `rank` a bound on the rank, `low_rank` the number of rows of a low-rank part beside a definite one (None: not of
-    that form).
+    that form), `dual` the cost of solving through these where the form has a way of its own to do that.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class Structure:
     apply: float
     rank: int
     low_rank: int | None = None
+    dual: float | None = None
 
 
 class Solvable(Protocol):
@@ -77,6 +78,10 @@ class Solvable(Protocol):
 
     def low_rank_parts(self) -> tuple[Solvable, Tensor] | None:
         """A definite form B and rows R with the form equal to B + RᵀR, None if it is not of that kind."""
+        ...
+
+    def dual_factorization(self) -> Factorization | None:
+        """Where the form knows such rows without writing them down, its factorization through their kernel."""
         ...
 
 

@@ -21,15 +21,14 @@ class CG(Iterative):
     product. One of length zero is a degenerate form; `MinresQLP` takes these.
     """
 
-    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int]:
+    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int, Tensor | None]:
         value, z = torch.zeros_like(r), problem.sharp(r)
         rho = problem.square(r, z)
-        p, p_square = (
-            z,
-            rho,
-        )  # p_square is |p|² for M, kept up: the residual's sharp is orthogonal to the last direction
+        # p_square is |p|² for M, kept up: the residual's sharp is orthogonal to the last direction
+        p, p_square = z, rho
         steepest = torch.zeros_like(rho)
         taken = 0
+        fresh = True  # before the first step r and p are not this solve's own to write to
         while taken < steps:
             active = rho.sqrt() > target
             if not bool(active.any()):
@@ -40,14 +39,22 @@ class CG(Iterative):
             _check_curvature(problem, curvature / p_square, steepest, active)
             # columns that are done stand still, so that each is solved as it would be alone
             alpha = (rho / curvature).where(active, torch.zeros_like(rho))[:, None]
-            value, r = value + alpha * p, r - alpha * q
+            value = plus(value, alpha, p, own=True)
+            r = plus(r, -alpha, q, own=not fresh)
             z = problem.sharp(r)
             rho, last = problem.square(r, z), rho
             beta = (rho / last).where(active, torch.zeros_like(rho))
-            p = z + beta[:, None] * p
+            p = plus(z, beta[:, None], p, own=False) if fresh or p.requires_grad else p.mul_(beta[:, None]).add_(z)
             p_square = rho + beta.square() * p_square
-            taken += 1
-        return value, taken
+            taken, fresh = taken + 1, False
+        return value, taken, r
+
+
+def plus(x: Tensor, c: Tensor, d: Tensor, own: bool) -> Tensor:
+    """x + c d, written over x where it is one's own and no gradient flows."""
+    if own and not (x.requires_grad or c.requires_grad or d.requires_grad):
+        return x.addcmul_(c, d)
+    return torch.addcmul(x, c, d)
 
 
 def _check_curvature(problem: Problem, curvature: Tensor, steepest: Tensor, active: Tensor) -> None:

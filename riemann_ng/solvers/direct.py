@@ -47,6 +47,9 @@ class Dual(Solver):
     """For B + RᵀR with few rows R: a system as large as their number (Woodbury, the kernel trick)."""
 
     def factorize(self, g: Solvable, like: Tensor | None = None) -> Factorization:
+        own = g.dual_factorization()
+        if own is not None:
+            return own
         parts = g.low_rank_parts()
         if parts is None:
             raise NotClosed(

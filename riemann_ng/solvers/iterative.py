@@ -29,8 +29,9 @@ from .base import Solvable, Solver, SolveReport, check_kind, degenerate_named, l
 class Iterative(Solver):
     """Stops where |flat(v) - ξ| <= tolerance * |ξ|, or after exactly `iterations` steps if that many are asked for.
 
-    tolerance       of the residual, measured at the end and not only estimated on the way. In the norm of the
-                    preconditioner's dual; without a preconditioner of the coordinates.
+    tolerance       of the residual, measured at the end and not only estimated on the way (but for truncated
+                    conjugate gradients, which would need one more product). In the norm of the preconditioner's dual;
+                    without a preconditioner of the coordinates.
     max_iterations  after which the solver gives up: `NotConverged`, with its report, and no vector.
     preconditioner  an inner product M on the same space, solved by its own factorization.
     start           a vector to start from, the last solution say. It is taken to move with the frames as that one does.
@@ -68,10 +69,11 @@ class Iterative(Solver):
         return Problem(self, g, x)
 
     @abstractmethod
-    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int]:
+    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int, Tensor | None]:
         """From zero and residuals r (m, dim): rows d with |r - flat(d)| <= target, or the best of so many steps.
 
-        In a truncated solve the target is what rounding leaves of the covectors.
+        And how many were taken, and r - flat(d) where it was kept up. In a truncated solve the target is what rounding
+        leaves of the covectors.
         """
 
     def run(self, g: Solvable, x: Tensor) -> tuple[Tensor, SolveReport]:
@@ -100,10 +102,11 @@ class Iterative(Solver):
             length = problem.length(residual)
         taken, done = 0, length <= target
         while truncated or not bool(done.all()):
-            correction, used = self.correct(problem, residual, stop, self.iterations or self.max_iterations - taken)
+            left = self.iterations or self.max_iterations - taken
+            correction, used, kept_up = self.correct(problem, residual, stop, left)
             taken, before = taken + used, length
-            value = value + correction
-            residual = xi - problem.flat(value)
+            value = correction if start is None and taken == used else value + correction
+            residual = kept_up if truncated and kept_up is not None else xi - problem.flat(value)
             length = problem.length(residual)
             done = length <= target
             # the residual kept up on the way was rounded: starting again from the measured one mends that, or nothing

@@ -77,9 +77,9 @@ class MinresQLP(Iterative):
             problem.norm_name,
         )
 
-    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int]:
+    def correct(self, problem: Problem, r: Tensor, target: Tensor, steps: int) -> tuple[Tensor, int, Tensor | None]:
         columns = [self._column(problem, *each, steps) for each in zip(r, target.tolist(), strict=True)]
-        return torch.stack([value for value, _ in columns]), max(taken for _, taken in columns)
+        return torch.stack([value for value, _ in columns]), max(taken for _, taken in columns), None
 
     def _column(self, problem: Problem, z: Tensor, target: float, steps: int) -> tuple[Tensor, int]:
         process, truncated = Lanczos(problem, z), self.iterations is not None

@@ -5,19 +5,16 @@ A new kind enters by one line of `KINDS`: a name, and a function from a `Draw` t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..inner_products import (
     Diagonal,
     Euclidean,
     Gram,
-    InnerProduct,
     LowRank,
     Pullback,
-    RotatedDiagonal,
     damp_factors,
     direct_sum,
     second_moment,
@@ -26,31 +23,22 @@ from ..linear_maps import LinearMap
 from ..samples import Chunked, Measure, OneHot, Sample
 from ..spaces import Family, Space, VectorSpace
 from .draws import Draw
-
-Drawn = tuple[InnerProduct, Tensor]
-Factory = Callable[[Draw], Drawn]
-
-
-def kron(*matrices: Tensor) -> Tensor:
-    total = matrices[0]
-    for matrix in matrices[1:]:
-        total = torch.kron(total, matrix)
-    return total
-
-
-def by_member(members: int, matrices: Sequence[Tensor]) -> Tensor:
-    """One product for each member, of matrices (d, d) common to all and (members, d, d) of each."""
-    blocks = [kron(*(M if M.ndim == 2 else M[i] for M in matrices)) for i in range(members)]
-    return torch.block_diag(*blocks)
-
-
-def moment(x: Tensor, weights: Tensor | float) -> Tensor:
-    """Σ w x xᵀ by a loop over the elements (examples, draws, sites, dim)."""
-    w = torch.as_tensor(weights, dtype=x.dtype, device=x.device).broadcast_to(x.shape[:3])
-    return torch.einsum("nkt,nkti,nktj->ij", w, x, x)
-
+from .kinds_of_layers import (
+    damped_quasi_diagonal,
+    damped_unit_wise,
+    framed,
+    quasi_diagonal,
+    rotated_by_members,
+    rotated_diagonal,
+    rotated_with_vectors,
+    unit_wise,
+    unit_wise_of_a_family,
+)
+from .kinds_on_hulls import damped_on_translations
+from .matrices import Drawn, Factory, by_member, kron, moment
 
 # Leaves
+
 
 def gram(draw: Draw, space: VectorSpace | None = None) -> Drawn:
     V = draw.simple_space() if space is None else space
@@ -81,20 +69,8 @@ def low_rank(draw: Draw) -> Drawn:
     return LowRank(V, rows), rows.mT @ rows
 
 
-def rotated_diagonal(draw: Draw) -> Drawn:
-    sides = [draw.simple_space(2, 3) for _ in range(draw.integer(1, 3))]
-    drawn = [gram(draw, V) for V in sides]
-    axes = [torch.linalg.inv(torch.linalg.cholesky(M)).mT for _, M in drawn]
-    axes = [E @ torch.linalg.qr(draw.normal(len(E), len(E)))[0] for E in axes]
-    spectrum = draw.between(0.2, 5.0, *(V.dim for V in sides))
-    coframe = torch.linalg.inv(kron(*axes))
-    reference = drawn[0][0]
-    for h, _ in drawn[1:]:
-        reference = reference * h
-    return RotatedDiagonal(reference, axes, spectrum), coframe.mT @ torch.diag(spectrum.flatten()) @ coframe
-
-
 # Moments
+
 
 def moment_of_a_sample(draw: Draw) -> Drawn:
     sample = draw.sample(draw.simple_space())
@@ -106,9 +82,8 @@ def moment_of_cotangents(draw: Draw) -> Drawn:
     sample, kind = draw.sample(draw.simple_space()), draw.one_of(["exact", "monte carlo"])
     (n, k, _), S = sample.counts, sample.space.dual
     data = sample.dense().reshape(*sample.counts, *S.shape)
-    return second_moment(Sample.of_cotangents(S, data, kind)), moment(
-        sample.dense(), 1 / n if kind == "exact" else 1 / (n * k)
-    )
+    weight = 1 / n if kind == "exact" else 1 / (n * k)
+    return second_moment(Sample.of_cotangents(S, data, kind)), moment(sample.dense(), weight)
 
 
 def moment_with_a_mask(draw: Draw) -> Drawn:
@@ -160,6 +135,7 @@ def moment_of_a_family(draw: Draw) -> Drawn:
 
 
 # Products and sums
+
 
 def product(draw: Draw) -> Drawn:
     (g, G), (h, H) = draw.one_of([gram, moment_of_a_sample])(draw), draw.one_of([gram, moment_of_one_hot])(draw)
@@ -227,8 +203,7 @@ def tikhonov(draw: Draw) -> Drawn:
     V, W, c = draw.simple_space(2, 3), draw.simple_space(2, 4), draw.between(0.05, 2.0)
     G, A = draw.positive(V.dim), draw.positive(W.dim)
     if draw.integer(0, 1):
-        r = draw.normal(1, V.dim)
-        G = r.mT @ r
+        G = (r := draw.normal(1, V.dim)).mT @ r
     product = Gram(V, G, name="G") * Gram(W, A, name="A")
     reference, H = draw.one_of([euclidean_reference, product_reference, data_reference])(draw, V, W)
     return product + float(c) * reference, kron(G, A) + float(c) * H
@@ -270,6 +245,7 @@ def damped_factors(draw: Draw) -> Drawn:
 
 
 # Duals and maps
+
 
 def dual(draw: Draw) -> Drawn:
     form, M = draw.one_of([gram, product, blocks, moment_of_a_sample, multiple, sum_of_grams, low_rank, damped_moment])(
@@ -322,7 +298,15 @@ KINDS: dict[str, Factory] = {
     "gram": gram,
     "gram of a family": gram_of_a_family,
     "low rank": low_rank,
+    "framed": framed,
     "rotated diagonal": rotated_diagonal,
+    "rotated by members": rotated_by_members,
+    "rotated with vectors": rotated_with_vectors,
+    "unit-wise": unit_wise,
+    "unit-wise of a family": unit_wise_of_a_family,
+    "damped unit-wise": damped_unit_wise,
+    "quasi-diagonal": quasi_diagonal,
+    "damped quasi-diagonal": damped_quasi_diagonal,
     "moment of a sample": moment_of_a_sample,
     "moment of cotangents": moment_of_cotangents,
     "moment with a mask": moment_with_a_mask,
@@ -339,6 +323,7 @@ KINDS: dict[str, Factory] = {
     "multiple by a tensor": multiple_by_a_tensor,
     "sum of grams": sum_of_grams,
     "damped moment": damped_moment,
+    "damped on translations": damped_on_translations,
     "tikhonov": tikhonov,
     "damped factors": damped_factors,
     "damped network": damped_network,

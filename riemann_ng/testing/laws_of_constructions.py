@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..elements import Vector
 from ..errors import NotClosed
-from ..inner_products import BlockDiagonal, Euclidean, Gram, InnerProduct, Kronecker, Scaled
+from ..inner_products import BlockDiagonal, Euclidean, Gram, InnerProduct, Kronecker, QuasiDiagonal, Scaled
 from ..linear_maps import LinearMap
 from ..spaces import DirectSum, Family, Space
 from .cases import Case, law
-from .kinds import by_member
+from .kinds_of_layers import quasi
+from .matrices import by_member
 
 
 @law
@@ -159,7 +160,7 @@ def pencil(case: Case) -> None:
 
 @law
 def blend(case: Case) -> str | None:
-    """The mean of the two, if the kind is closed; factor by factor for products."""
+    """The mean of the two, if the kind is closed; of products factor by factor, of a quasi-diagonal the part kept."""
     g = case.form
     if case.other is None:
         return "no second form was drawn"
@@ -185,6 +186,9 @@ def _mean(g: InnerProduct, G: Tensor, h: InnerProduct, H: Tensor, w: float) -> T
     if isinstance(g, BlockDiagonal) and isinstance(h, BlockDiagonal):
         where = g.space.slices
         return torch.block_diag(*(_mean(g.parts[k], G[s, s], h.parts[k], H[s, s], w) for k, s in where.items()))
+    if isinstance(g, QuasiDiagonal):
+        d, mean = g.space.shape[-1], (1 - w) * G + w * H
+        return torch.block_diag(*(quasi(mean[i : i + d, i : i + d]) for i in range(0, len(mean), d)))
     return (1 - w) * G + w * H
 
 
