@@ -1,4 +1,4 @@
-# make demo | test | thorough | proofs | lint | types | bench | wheel-check | clean
+# make demo | test | thorough | integration | proofs | lint | types | bench | wheel-check | clean
 # Each builds .venv from nothing when needed: python3, pip and make are enough. ARGS is handed to pytest.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 WHEEL := build/wheel
 
 .DEFAULT_GOAL := test
-.PHONY: demo test thorough proofs lint types bench wheel-check clean
+.PHONY: demo test thorough integration proofs lint types bench wheel-check clean
 
 demo: $(VENV)/test.stamp
 	$(RUN) -m riemann_ng demo
@@ -17,6 +17,10 @@ test: $(VENV)/test.stamp
 
 thorough: $(VENV)/test.stamp
 	RIEMANN_NG_PROFILE=thorough $(RUN) -m pytest tests $(ARGS)
+
+# Inside Lightning, the Hugging Face Trainer and TensorBoard: large packages, so not a part of `make test`.
+integration: $(VENV)/test.stamp $(VENV)/integration.stamp
+	$(RUN) -W ignore -m pytest -c /dev/null -p no:cacheprovider tests_integration $(ARGS)
 
 # Coq with MathComp, installed by apt where that is allowed.
 proofs:

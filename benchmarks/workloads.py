@@ -31,9 +31,9 @@ class Workload:
         self.loss(self.module(self.x)).backward()
 
 
-def autoencoder() -> Workload:
+def autoencoder(seed: int = 0) -> Workload:
     """W1: tanh, a linear code of width 6, batch 512, Bernoulli pixels."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(WIDTHS)):
         layer = nn.Linear(a, b)

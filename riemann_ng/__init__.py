@@ -38,12 +38,21 @@ from .linear_maps import LinearMap
 from .metrics import (
     EKFAC,
     KFAC,
+    PRONG,
+    BlockTridiagonalKFAC,
+    CotangentsOnly,
     EuclideanMetric,
     Fisher,
     FixedMetric,
+    ForwardOnly,
     GaussNewton,
+    GradientCovariance,
     LayerwiseMetric,
+    RecurrentKFAC,
+    RelativeFisher,
     RiemannianMetric,
+    RootMeanSquare,
+    Shampoo,
 )
 from .natural_gradient import natural_gradient
 from .networks import CurvatureProp, Empirical, Exact, InputsOnly, Linearized, MonteCarlo, Network, register_layer
@@ -56,10 +65,13 @@ from .symmetry import Structure, Symmetry
 __all__ = [
     "EKFAC",
     "KFAC",
+    "PRONG",
     "AffineSpace",
     "Bernoulli",
+    "BlockTridiagonalKFAC",
     "Categorical",
     "Chunked",
+    "CotangentsOnly",
     "Covector",
     "CurvatureProp",
     "Diagonal",
@@ -72,9 +84,11 @@ __all__ = [
     "Family",
     "Fisher",
     "FixedMetric",
+    "ForwardOnly",
     "Frames",
     "GaussNewton",
     "Gaussian",
+    "GradientCovariance",
     "Gram",
     "Hom",
     "InnerProduct",
@@ -93,10 +107,14 @@ __all__ = [
     "Poisson",
     "Pullback",
     "QuasiDiagonal",
+    "RecurrentKFAC",
+    "RelativeFisher",
     "RiemannError",
     "RiemannianMetric",
+    "RootMeanSquare",
     "RotatedDiagonal",
     "Sample",
+    "Shampoo",
     "Space",
     "Structure",
     "Symmetry",
@@ -114,6 +132,7 @@ __all__ = [
     "natural_gradient",
     "networks",
     "norms",
+    "optim",
     "register_layer",
     "reparametrize",
     "second_moment",
@@ -123,6 +142,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "testing":  # for those who test; the others need not wait for it
+    if name in ("optim", "testing"):  # for those who train or test; the others need not wait for them
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,32 +1,55 @@
 """The command line: `riemann-ng COMMAND`.
 
-A command is one line of `COMMANDS`. What it needs is imported when it runs, so that `--version` and `--help` answer
-at once.
+A command is one line of `COMMANDS`. What it needs is imported when it is asked for, its own arguments included, so that
+`--version` and `--help` answer at once.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 from ._version import __version__
 
 
-def _demo() -> None:
+def _demo(given: argparse.Namespace) -> int:
     from . import demo
 
     demo.main()
+    return 0
 
 
-COMMANDS: dict[str, tuple[Callable[[], None], str]] = {
+def _invariance(given: argparse.Namespace) -> int:
+    from .testing.invariance import command
+
+    return command.run(given)
+
+
+def _invariance_arguments(parser: argparse.ArgumentParser) -> None:
+    from .testing.invariance import command
+
+    command.add_arguments(parser)
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "demo": (_demo, "show the algebra at work on a small example"),
+    "invariance": (_invariance, "tell what a metric or an optimizer is invariant to"),
 }
+ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"invariance": _invariance_arguments}
+"""Of the commands that take any."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; `argv` defaults to the arguments of the process."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="riemann-ng", description="Coordinate-free geometry for natural gradients.")
     parser.add_argument("--version", action="version", version=f"riemann-ng {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (run, summary) in COMMANDS.items():
-        commands.add_parser(name, help=summary, description=summary).set_defaults(run=run)
-    parser.parse_args(argv).run()
-    return 0
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(run=run)
+        if name in ARGUMENTS and argv[:1] == [name]:
+            ARGUMENTS[name](command)
+    given = parser.parse_args(argv)
+    return int(given.run(given))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from .inner_products import InnerProduct
 from .likelihoods import Likelihood
 from .metrics.base import RiemannianMetric, given, value_at
 from .metrics.constant import EuclideanMetric, FixedMetric
-from .networks import Estimator, Network
+from .networks import Empirical, Estimator, Network
 from .networks.functions import keeping
 from .networks.running import draws_undone
 from .solvers import Solver
@@ -36,7 +37,7 @@ def natural_gradient(
     y: Any,
     estimator: Estimator | None = None,
     solver: Solver | None = None,
-    damping: RiemannianMetric | InnerProduct | float | None = None,
+    damping: RiemannianMetric | InnerProduct | float | Tensor | None = None,
     mask: Tensor | None = None,
     modulo_kernel: RiemannianMetric | InnerProduct | None = None,
     parameters: Any = None,
@@ -44,11 +45,11 @@ def natural_gradient(
 ) -> Vector:
     """The tangent vector v with g(v, ·) = df: the steepest *ascent* of the mean loss, as `metric` measures steps.
 
-    `estimator` says which labels the metric is observed with, by default those the metric itself asks for. `damping`
-    is added to the metric: another metric, an inner product on the tangent space, or a float λ, which means
-    λ * EuclideanMetric() and with it the coordinates. Where the metric has a kernel, `modulo_kernel` is the metric for
-    which v is the shortest solution. `mask` is that of `observe`; the loss itself leaves out the targets that the
-    likelihood ignores.
+    `estimator` says which labels the metric is observed with, by default those the metric itself asks for; those of
+    `Empirical()` are y. `damping` is added to the metric: another metric, an inner product on the tangent space, or a
+    float λ, which means λ * EuclideanMetric() and with it the coordinates. Where the metric has a kernel,
+    `modulo_kernel` is the metric for which v is the shortest solution. `mask` is that of `observe`; the loss itself
+    leaves out the targets that the likelihood ignores.
 
     A plain function f(parameters, x) takes the place of a network with `parameters`, a tensor or a tree of them, and
     `likelihood`; `v.to_parameters()` then has the names of `Network.from_function`. A loop makes that network once: a
@@ -69,6 +70,8 @@ def natural_gradient(
     df = read.differential(x, y)
     with draws_undone(read), naming(total):
         chosen = total.estimator(y) if estimator is None else estimator
+        if isinstance(chosen, Empirical) and chosen.targets is None:
+            chosen = Empirical(y)
         with read.observe(x, chosen, output=total.output, mask=mask) as seen:
             g = value_at(total, seen)
             v = g.sharp(df, solver) if reference is None else g.sharp_modulo_kernel(df, value_at(reference, seen))
@@ -114,8 +117,10 @@ def checked_metric(metric: object, name: str) -> RiemannianMetric:
 
 def damping_metric(damping: object, network: Network) -> RiemannianMetric:
     """The metric that is added; a float λ is λ * EuclideanMetric()."""
-    if isinstance(damping, bool) or not isinstance(damping, (int, float)):
+    number = isinstance(damping, Real) or (isinstance(damping, Tensor) and damping.ndim == 0)
+    if isinstance(damping, bool) or not number:
         return constant(damping, network, "damping")
+    damping = float(damping)  # type: ignore[arg-type]
     if not (damping > 0 and math.isfinite(damping)):
         raise InvalidSetting(
             f"InvalidSetting in {CALL}: damping={damping!r} means {damping!r} * EuclideanMetric(), and the multiple "

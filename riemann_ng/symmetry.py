@@ -161,7 +161,7 @@ class Symmetry:
     @classmethod
     def natural(cls, weight: Mapping[str, Number] = {}) -> Symmetry:
         """Of what names nothing, a moment of data. On a space it weighs nothing, unless it is a determinant."""
-        return cls(defect=(Weight.of(weight),))
+        return cls(defect=(Weight.of(weight),)) if weight else NATURAL
 
     @classmethod
     def naming(cls, *structures: Structure, weight: Mapping[str, Number] = {}) -> Symmetry:
@@ -302,6 +302,9 @@ class Symmetry:
             for (space, guilty), groups in lost.items()
             if guilty
         ]
+
+
+NATURAL = Symmetry()
 
 
 def explain(symmetry: Symmetry) -> str:

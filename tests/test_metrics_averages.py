@@ -10,7 +10,7 @@ from symmetry_data import W, cotangents, inputs, kfac
 from torch import Tensor
 
 import riemann_ng as rng
-from riemann_ng import Euclidean, InnerProduct, euclidean_on_translations, second_moment
+from riemann_ng import Euclidean, InnerProduct, second_moment
 from riemann_ng.errors import InvalidSetting, NonFinite, SpaceMismatch
 from riemann_ng.inner_products import Kronecker
 from riemann_ng.metrics import (
@@ -88,8 +88,8 @@ def test_no_decay_is_the_last_form_alone() -> None:
 
 def test_a_moment_is_multiplied_out_once_and_its_batch_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     products = []
-    moment = Sample.moment
-    monkeypatch.setattr(Sample, "moment", lambda self: products.append(self) or moment(self))
+    moments = Sample._moments
+    monkeypatch.setattr(Sample, "_moments", lambda self, *how: products.append(self) or moments(self, *how))
     average = RunningAverage()
     for seed in range(3):
         average.add(inputs(HERE, seed))
@@ -183,7 +183,7 @@ def test_factors_are_damped_after_they_were_averaged() -> None:
     average.update(one)
     plain = RunningAverage(0.5)
     plain.add(KFAC().at(one))
-    expected = rng.damp_factors(plain.add(KFAC().at(two)), 0.1, euclidean_on_translations(one.space))
+    expected = rng.damp_factors(plain.add(KFAC().at(two)), 0.1, rng.Euclidean(one.space))
     torch.testing.assert_close(average.update(two).matrix(), expected.matrix())
 
 

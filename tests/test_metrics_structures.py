@@ -7,11 +7,13 @@ import torch
 from networks_zoo import ZOO, in_parameters, oracle
 from torch import nn
 
-from riemann_ng.elements import Covector
-from riemann_ng.errors import DegenerateMetric, UnsupportedLayer
-from riemann_ng.inner_products import Diagonal, Euclidean, QuasiDiagonal, UnitWise, second_moment
+from riemann_ng.elements import Covector, Vector
+from riemann_ng.errors import DegenerateMetric, NotClosed, UnsupportedLayer
+from riemann_ng.inner_products import Diagonal, Euclidean, InnerProduct, QuasiDiagonal, UnitWise, second_moment
 from riemann_ng.likelihoods import Categorical, Gaussian
-from riemann_ng.metrics import per_example
+from riemann_ng.metrics import Fisher, MetricAverage, per_example
+from riemann_ng.metrics.layer_moment import LayerMoment
+from riemann_ng.metrics.layer_rows import LayerRows
 from riemann_ng.metrics.structures import block_diagonal, diagonal, quasi_diagonal, unit_wise
 from riemann_ng.networks import CurvatureProp, Empirical, MonteCarlo, Network
 from riemann_ng.networks.observation import LayerObservation
@@ -265,6 +267,119 @@ def test_far_from_the_origin_nothing_cancels():
     there = quasi_diagonal(layer)
     assert torch.allclose(there.rest, here.rest, rtol=1e-8)
     assert torch.allclose(there.slopes - 1e6, here.slopes, atol=1e-8)
+
+
+# The whole block, by products
+
+
+SORTS = [
+    {}, {"sites": 3}, {"weights": torch.tensor([0.5, 0.0, 2.0, 1.0, 0.3, 0.7])}, {"hot": True}, {"members": 3},
+    {"hot": True, "sites": 3}, {"chunked": 1}, {"chunked": 2, "draws": 4}, {"members": 3, "sites": 2, "chunked": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SORTS, ids=str)
+def test_the_block_is_solved_as_its_dense_matrix(settings):
+    layer, F = by_hand(**settings)
+    g, E = block_diagonal(layer), Euclidean(layer.space)
+    x, y = torch.randn(2, g.space.dim), torch.randn(2, g.count)
+    assert torch.allclose(g.matrix(), F, atol=1e-13) and torch.allclose(g.diagonal_entries(), F.diagonal())
+    assert torch.allclose(g.flat_components(x), x @ F, atol=1e-13)
+    assert torch.allclose((g.push(x) * y).sum(-1), (g.pull(y) * x).sum(-1))
+    assert torch.allclose(g.kernel(E), g.rows() @ g.rows().mT, atol=1e-13)
+    xi = Covector(layer.space, torch.randn(layer.space.shape))
+    expected = torch.linalg.solve(F + 0.1 * torch.eye(len(F)), xi.components)
+    assert torch.allclose((g + 0.1 * E).sharp(xi).components, expected, atol=1e-11)
+    seen = g.flat(Vector(layer.space, torch.randn(layer.space.shape)))
+    shortest = torch.linalg.pinv(F, rtol=1e-10, hermitian=True) @ seen.components
+    assert torch.allclose(g.sharp_modulo_kernel(seen, E).components, shortest, atol=1e-8)
+    rank = int(torch.linalg.matrix_rank(F, rtol=1e-10, hermitian=True))
+    assert g.rank() == rank
+    if rank < len(F):
+        with pytest.raises(DegenerateMetric, match=f"rank {rank} of {len(F)}"):
+            g.sharp(xi)
+    else:
+        assert torch.allclose(g.sharp(xi).components, torch.linalg.solve(F, xi.components), atol=1e-8)
+
+
+def test_between_members_there_is_something():
+    """The negative control: member by member it is another form."""
+    layer, F = by_hand(members=3, draws=1)
+    apart = second_moment(layer.gradients).matrix()
+    assert not torch.allclose(apart, F) and torch.allclose(block_diagonal(layer).matrix(), F, atol=1e-13)
+
+
+def test_an_example_without_weight_may_hold_anything_in_the_block_too():
+    weights = torch.tensor([0.5, 0.0, 2.0, 1.0, 0.3, 0.7])
+    layer, F = by_hand(weights=weights)
+    layer.inputs.data[1] = math.nan
+    layer.cotangents.data[1] = math.inf
+    g = block_diagonal(layer)
+    assert torch.allclose(g.matrix(), F, atol=1e-13)
+    assert torch.allclose(g.flat_components(torch.ones(8)), F.sum(0), atol=1e-13)
+
+
+def test_the_block_of_a_large_layer_costs_what_its_samples_do(monkeypatch):
+    """784 inputs, 1000 units and 32 examples: no gradient of an example is ever written down, and no row of it."""
+    n, A, S = 32, AffineSpace("A", 784), AffineSpace("S", 1000)
+    a = torch.cat([torch.randn(n, 1, 1, 784), torch.ones(n, 1, 1, 1)], -1)
+    layer = LayerObservation(
+        "fc", A.hull, S.translations, Sample(A.hull, a, Measure.probability()),
+        Sample(S.translations.dual, torch.randn(n, 9, 1, 1000), Measure.exact()),
+    )  # fmt: skip
+    written = []
+    rows = LayerRows.rows
+    monkeypatch.setattr(LayerRows, "rows", lambda self, *how: written.append(how) or rows(self, *how))
+    g, E = block_diagonal(layer), Euclidean(layer.space)
+    assert isinstance(g, LayerMoment) and g.space.dim == 785_000
+    v = Vector(layer.space, torch.randn(layer.space.shape))
+    xi = g.flat(v)
+    damped = g + 0.5 * E
+    assert damped.structure.low_rank == 288
+    assert torch.allclose(damped.sharp(damped.flat(v)).data, v.data, atol=1e-9)
+    assert torch.allclose(g.flat(g.sharp_modulo_kernel(xi, E)).data, xi.data, atol=1e-9)
+    with pytest.raises(DegenerateMetric, match="rank 288 of 785000"):
+        g.sharp(xi)
+    assert written == []
+    with pytest.raises(NotClosed, match=r"of layer 'fc' would be a matrix \[785000, 785000\]. Take a metric that is"):
+        g.matrix()
+    assert block_diagonal(by_hand()[0]).matrix().shape == (8, 8) and written != []  # the counter counts
+
+
+def test_an_average_of_blocks_is_a_matrix():
+    _, x, network = seen("convolutional")
+    average = MetricAverage(Fisher(structure="block-diagonal"), 0.5)
+    first, second = (network.observe(torch.randn_like(x)) for _ in range(2))
+    average.update(first)
+    g = average.update(second)
+    for path in network.tangent_space:
+        F, G = (block_diagonal(o[path]).matrix() for o in (first, second))
+        assert torch.allclose(g.parts[path].matrix(), (F + 2 * G) / 3, atol=1e-12)
+    again = InnerProduct.from_state(g.space, g.state())
+    assert torch.equal(again.matrix(), g.matrix()) and again.symmetry == g.symmetry
+
+
+@pytest.mark.parametrize("power", [18, 20, 21, 22, 33])
+def test_units_whose_squares_leave_the_numbers_are_degenerate(power):
+    """Never indefinite, and never solved from the digits that are left."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).float()
+    with torch.no_grad():
+        for p in model[0].parameters():
+            p.mul_(10.0**-power)
+    x = torch.randn(64, 4, dtype=torch.float32)
+    g = unit_wise(Network.from_torch(model, Gaussian(), x).observe(x)["2"])
+    with pytest.raises(DegenerateMetric):
+        g.sharp(Covector(g.space, torch.ones(g.space.shape, dtype=torch.float32)))
+    with torch.no_grad():
+        for p in model[2].parameters():
+            p.mul_(10.0**-power)
+    g = unit_wise(Network.from_torch(model, Gaussian(), x).observe(x)["0"])
+    xi = Covector(g.space, torch.ones(g.space.shape, dtype=torch.float32))
+    if power < 20:  # still numbers
+        assert torch.allclose(g.flat(g.sharp(xi)).data, xi.data, rtol=1e-4)
+    else:
+        with pytest.raises(DegenerateMetric, match="rank 0 of 25"):
+            g.sharp(xi)
 
 
 # Symmetry: claims against moved data

@@ -4,15 +4,19 @@ Needs no Coq: `proofs/check.sh` compiles the proofs, this keeps the table honest
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import riemann_ng
+
 ROOT = Path(__file__).parent.parent
 PROOFS = ROOT / "proofs"
 SOURCES = sorted((PROOFS / "coq").glob("*.v"))
 FORBIDDEN = r"\b(Admitted|admit|Abort|Axiom|Axioms|Parameter|Parameters|Conjecture|give_up|Unset Guard Checking)\b"
+ANNOUNCED = {"optim.ProjectedNaturalGradient", "solvers.Riccati", "optim.PRONG"}
 ASSUMPTION = r"^\s*(Hypothesis|Hypotheses|Variable|Variables|Context)\b"
 
 
@@ -23,6 +27,7 @@ class Row:
     statements: tuple[str, ...]
     machine: str
     test: Path
+    code: str
 
 
 def rows(table: str) -> list[Row]:
@@ -32,11 +37,25 @@ def rows(table: str) -> list[Row]:
         if len(cells) == 7 and cells[0].isdigit():
             link = lambda cell: PROOFS / re.search(r"\((.+)\)", cell)[1]  # noqa: E731
             names = tuple(re.findall(r"`(\w+\.\w+)`", cells[4]))
-            found.append(Row(int(cells[0]), link(cells[3]), names, cells[4], link(cells[5])))
+            found.append(Row(int(cells[0]), link(cells[3]), names, cells[4], link(cells[5]), cells[6]))
     return found
 
 
 TABLE = rows((PROOFS / "README.md").read_text(encoding="utf-8"))
+
+
+def names_of(code: str) -> Iterator[tuple[str, bool]]:
+    """The names in a cell, and whether they are said to be there."""
+    for not_yet, name in re.findall(r"(not yet )?`([^`]+)`", code):
+        yield name, not not_yet
+
+
+def exists(name: str) -> bool:
+    """Whether the package has it, from its front door on."""
+    found: object = riemann_ng
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None
 
 
 def without_comments(source: str) -> str:
@@ -110,6 +129,21 @@ def test_nothing_is_assumed(path):
     assert path.name in (PROOFS / "coq" / "_CoqProject").read_text(encoding="utf-8").split()
 
 
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"theorem-{row.number}")
+def test_the_code_of_a_theorem_exists_and_its_test_is_about_it(row):
+    named, source = list(names_of(row.code)), row.test.read_text(encoding="utf-8")
+    assert named
+    for name, there in named:
+        assert exists(name) == there, f"{name} is {'not there' if there else 'there by now: take the mark away'}"
+        assert there or name in ANNOUNCED
+        used = {"__add__": " + "}.get(name.split(".")[-1], name.split(".")[-1])
+        assert not there or used in source, f"{row.test.name} does not use {name}"
+
+
+def test_what_is_announced_is_in_the_table():
+    assert {name for row in TABLE for name, there in names_of(row.code) if not there} == ANNOUNCED
+
+
 def test_files_of_tests_and_proofs_are_all_in_the_table():
     assert {row.test for row in TABLE} == {
         PROOFS / f"../tests/theorems/{p.name}" for p in ROOT.glob("tests/theorems/test_*")
@@ -122,4 +156,6 @@ def test_these_checks_can_fail():
     assert not re.search(FORBIDDEN, without_comments("(* no (* nested *) Axiom here *) Qed."))
     assert outside_sections("Section S.\nVariable n : nat.\nEnd S.\nHypothesis h : False.") == ["Hypothesis h : False."]
     assert "no_such_theorem" not in proved("damping") and proved("no_such_file") == set()
+    assert exists("KFAC") and exists("Network.fisher") and not exists("KFAK") and not exists("Network.fischer")
+    assert list(names_of("`a`; not yet `b.c`")) == [("a", True), ("b.c", False)]
     assert rows("| 1 | a | b | c |") == []

@@ -37,18 +37,24 @@ def tolerance_of(matrix: Tensor) -> float:
     return 4.0 * sqrt(matrix.shape[-1]) * rounding_unit(matrix.dtype)
 
 
+def least_told(matrix: Tensor) -> float:
+    """Below the smallest normal number digits are lost: a square of this size may be anything, also zero."""
+    return torch.finfo(matrix.dtype).tiny
+
+
 def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
     """A symmetric matrix (d, d) or (m, d, d), by "cholesky" or "eigen"."""
     check_width(matrix)
     L: Tensor | None = None
     if method == "cholesky":
-        L, info = torch.linalg.cholesky_ex(matrix)
+        L, info = cholesky(matrix)
         failed = bool(info.any() if info.ndim else info)
         if not failed and not _doubtful(L, matrix.diagonal(dim1=-2, dim2=-1), tolerance_of(matrix), 1):
             return CholeskyFactor(L)
         L = None if failed else L
     diagonal = matrix.detach().diagonal(dim1=-2, dim2=-1)
     safe = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
+    safe = torch.where((diagonal > 0) & (diagonal < least_told(matrix)), torch.inf, safe)  # nothing told is zero
     _check_finite(matrix)
     values, vectors = torch.linalg.eigh(matrix / (safe[..., :, None] * safe[..., None, :]))
     seen, tolerance = values.detach(), tolerance_of(matrix)
@@ -61,6 +67,21 @@ def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
     if L is not None:
         return CholeskyFactor(L)
     return FrameFactor([vectors / safe[..., :, None]], values, -safe.log().sum())
+
+
+def cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.cholesky_ex`, on the CPU not with columns that lie a multiple of 128 apart.
+
+    Those compete for the same few lines of the cache: in dimension 512 the factorization takes three times as long.
+    """
+    d = matrix.shape[-1]
+    if d % 128 or d == 0 or matrix.ndim > 2 or matrix.device.type != "cpu" or matrix.requires_grad:
+        return torch.linalg.cholesky_ex(matrix)
+    apart = matrix.new_zeros(d + 8, d + 8)
+    apart[:d, :d] = matrix
+    apart.diagonal()[d:] = 1.0
+    L, info = torch.linalg.cholesky_ex(apart)
+    return L[:d, :d], info
 
 
 def factorize_rows(rows: Tensor) -> Factorization:
@@ -90,11 +111,13 @@ def _doubtful(L: Tensor, diagonal: Tensor, tolerance: float, power: int) -> bool
     fixed vectors tell.
     """
     roots = L.diagonal(dim1=-2, dim2=-1)
-    if float(roots.detach().abs().min()) ** 2 > tolerance ** (power / 2) * float(diagonal.detach().max()):
+    least = float(roots.detach().abs().min()) ** 2
+    lost = power == 1 and least < least_told(L)
+    if least > tolerance ** (power / 2) * float(diagonal.detach().max()) and not lost:
         return False
     pivots = roots.square()
-    if bool((pivots > tolerance ** (power / 2) * diagonal).all()):  # with a NaN it is false
-        return False
+    if lost or bool((pivots > tolerance ** (power / 2) * diagonal).all()):  # with a NaN it is false
+        return lost
     if not bool((pivots > 0).all()):
         return True
     L, scale = L.detach(), diagonal.detach().sqrt()[..., None]
@@ -122,13 +145,12 @@ def _check_finite(matrix: Tensor) -> None:
 
 def fold_rows(pieces: Iterable[Tensor]) -> Tensor:
     """At most 2 d rows with the same RᵀR as all the pieces (n, d) together; one piece at a time is in memory."""
-    folded: Tensor | None = None
+    held: list[Tensor] = []
     for piece in pieces:
-        folded = piece if folded is None else torch.cat([folded, piece])
-        if len(folded) > 2 * folded.shape[1]:
-            folded = triangle(folded)
-    assert folded is not None
-    return folded
+        held.append(piece)
+        if sum(map(len, held)) > 2 * piece.shape[1]:
+            held = [triangle(torch.cat(held))]
+    return held[0] if len(held) == 1 else torch.cat(held)
 
 
 def pencil(matrix: Tensor, reference: Factorization) -> FrameFactor:

@@ -3,6 +3,8 @@
 from .algebra import Expressions as Expressions
 from .base import InnerProduct as InnerProduct
 from .base import kind as kind
+from .chain import Chain as Chain
+from .chain import Link as Link
 from .damping import damp_factors as damp_factors
 from .diagonal import Diagonal as Diagonal
 from .diagonal import Euclidean as Euclidean
@@ -20,9 +22,11 @@ from .moment import SecondMoment as SecondMoment
 from .moment import second_moment as second_moment
 from .on_translations import EuclideanOnTranslations as EuclideanOnTranslations
 from .on_translations import euclidean_on_translations as euclidean_on_translations
+from .powers import Power as Power
 from .quasi_diagonal import QuasiDiagonal as QuasiDiagonal
 from .ready import made_ready as made_ready
 from .rotated import RotatedDiagonal as RotatedDiagonal
+from .series import Series as Series
 from .sums import Scaled as Scaled
 from .sums import Sum as Sum
 from .symmetries import explain_symmetry as explain_symmetry

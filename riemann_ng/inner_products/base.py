@@ -136,9 +136,8 @@ class InnerProduct(ABC):
         return self.dense_matrix(like).diagonal()
 
     def _options(self, like: Tensor | None) -> dict[str, Any]:
-        dtype = self.dtype or (like.dtype if like is not None else torch.get_default_dtype())
-        device = self.device or (like.device if like is not None else None)
-        return {"dtype": dtype, "device": device}
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        return {"dtype": self.dtype or dtype, "device": self.device or (None if like is None else like.device)}
 
     def factors_on(self, spaces: tuple[VectorSpace, ...]) -> tuple[InnerProduct, ...] | None:
         """The form as a tensor product of forms on these spaces, or None."""
@@ -151,6 +150,8 @@ class InnerProduct(ABC):
     def dense_blocks(self) -> Tensor | None:
         """The matrix (d, d), or one (m, d, d) for each member of a family, where the form is kept as such; or None."""
         return None
+
+    blended_onto = members.blended_onto
 
     @property
     def by_members(self) -> bool:
@@ -346,5 +347,4 @@ class InnerProduct(ABC):
             raise common.of_another_kind(self, v, call)
 
     def _shaped(self, x: Tensor) -> Tensor:
-        shape = self.space.shape
-        return x if len(shape) == 1 else x.reshape(*x.shape[:-1], *shape)
+        return x if len(self.space.shape) == 1 else x.reshape(*x.shape[:-1], *self.space.shape)

@@ -6,8 +6,9 @@ and costs Cholesky factorizations only:
     damp_factors(G * A, λ, h_S * h_A) == (G + √λ/π * h_S) * (A + √λ π * h_A)
 
 where π balances the two: π² is the size of A relative to h_A over that of G relative to h_S. "trace" takes mean
-eigenvalues for sizes, "frobenius" their root mean squares, and "none" is π = 1, as it is where a factor is zero. With
-balanced factors the result does not depend on how a scale is split between G and A.
+eigenvalues for sizes, "frobenius" their root mean squares, and "none" is π = 1, as it is where a factor is zero, or
+the two together are lost beside λ in rounding. With balanced factors the result does not depend on how a scale is split
+between G and A.
 
 The reference decides which symmetries survive. `Euclidean(W)` names the origin of every hull, and translations are
 lost at it. `euclidean_on_translations(W)` measures linear parts alone, so that translations are kept: relative to a
@@ -18,6 +19,7 @@ Relative to data (factors of an earlier batch, say) nothing is lost at all.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from fractions import Fraction
 from functools import partial
 from typing import Literal
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DegenerateMetric, NotAnInnerProduct, SpaceMismatch
-from ..factorizations import RankDeficient, factorize_dense, tolerance_of
+from ..factorizations import RankDeficient, factorize_dense, rounding_unit, tolerance_of
 from ..spaces import Family
 from ..symmetry import Symmetry
 from .base import InnerProduct
@@ -36,9 +38,18 @@ from .direct_sum import BlockDiagonal
 from .kronecker import Kronecker
 from .members import blocks
 from .on_translations import EuclideanOnTranslations, on_hull
+from .pencils import DIAGONAL
 from .sums import Scaled
 
 Split = Literal["trace", "frobenius", "none"]
+
+
+class FactorsDampable(InnerProduct):
+    """A form made of products that is no direct sum of them, and knows itself what it is with its factors damped."""
+
+    @abstractmethod
+    def factors_damped(self, damping: float | Tensor, reference: InnerProduct, split: Split) -> InnerProduct:
+        """`damp_factors(self, damping, reference, split)`, checked already."""
 
 
 def damp_factors(
@@ -62,6 +73,8 @@ def damp_factors(
             )
     if reference.space != g.space:
         raise SpaceMismatch(f"SpaceMismatch in damp_factors: {reference!r} is no reference for {g!r}.")
+    if isinstance(g, FactorsDampable):
+        return g.factors_damped(damping, reference, split)
     if isinstance(g, BlockDiagonal):
         references = reference.summands()
         if references is None:
@@ -84,7 +97,7 @@ def damp_factors(
     root = (damping / scalar) ** 0.5
     if split == "none":
         return scalar * Kronecker([plus(G, Scaled(root, h_S)), plus(A, Scaled(root, h_A))])
-    pi = balance(size(A, h_A, split, probe), size(G, h_S, split, probe))
+    pi = balance(size(A, h_A, split, probe), size(G, h_S, split, probe), damping / scalar)
     damped_G = plus(G, Scaled(root / pi, h_S, partial(symmetry_of_balance, G, h_S, A, h_A)))
     damped_A = plus(A, Scaled(root * pi, h_A, partial(symmetry_of_balance, A, h_A, G, h_S)))
     return scalar * Kronecker([damped_G, damped_A])
@@ -95,9 +108,13 @@ def symmetry_of_balance(g: InnerProduct, reference: InnerProduct, other: InnerPr
     return (g.symmetry * reference.symmetry**-1 * (other.symmetry * its.symmetry**-1) ** -1) ** Fraction(1, 2)
 
 
-def balance(of_A: Tensor, of_G: Tensor) -> Tensor:
-    """π, which is one where a size is zero: a factor that is zero has no scale to balance."""
-    known, one = (of_A > 0) & (of_G > 0), torch.ones_like(of_A)
+def balance(of_A: Tensor, of_G: Tensor, damping: float | Tensor) -> Tensor:
+    """π, which is one where a size is zero: a factor that is zero has no scale to balance.
+
+    What is left of zero in rounding has none either, and without the constants in the reference biases would have no
+    other damping than by it. The product of the sizes tells, which stays where a scale moves from one to the other.
+    """
+    known, one = of_A * of_G > rounding_unit(of_A.dtype) * damping, torch.ones_like(of_A)
     return (torch.where(known, of_A, one) / torch.where(known, of_G, one)).sqrt()
 
 
@@ -107,8 +124,8 @@ def size(g: InnerProduct, reference: InnerProduct, split: Split, like: Tensor) -
     Relative to a form whose kernel are the constants of Â*, that of the centred covariance relative to it on V*.
     """
     d = g.space.dim
-    if isinstance(reference, Euclidean) and split == "trace":
-        return g.diagonal_entries(like).sum() / d
+    if isinstance(reference, Euclidean):
+        return g.diagonal_entries(like).sum() / d if split == "trace" else frobenius(g, like) / d**0.5
     if isinstance(reference, EuclideanOnTranslations) and split == "trace":
         if g.structure.kind in ("diagonal", "identity"):
             members = g.space.members if isinstance(g.space, Family) else 1
@@ -126,6 +143,14 @@ def size(g: InnerProduct, reference: InnerProduct, split: Split, like: Tensor) -
             short.rank,
         ) from None
     return relative.diagonal().sum() / d if split == "trace" else ((relative * relative.mT).sum() / d).sqrt()
+
+
+def frobenius(g: InnerProduct, like: Tensor) -> Tensor:
+    """The norm of the matrix, which is written down only where it has no fewer rows that it is made of."""
+    if g.structure.kind in DIAGONAL:
+        return g.diagonal_entries(like).norm()
+    rows = g.rows() if g.structure.rank < g.space.dim else None
+    return (g.dense_matrix(like) if rows is None else rows @ rows.mT).norm()
 
 
 def vanishes_on_constants(reference: InnerProduct, like: Tensor) -> bool:

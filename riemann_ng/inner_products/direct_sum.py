@@ -35,9 +35,10 @@ class BlockDiagonal(InnerProduct):
 
     space: DirectSum
 
-    def __init__(self, parts: Mapping[str, InnerProduct]):
+    def __init__(self, parts: Mapping[str, InnerProduct], space: DirectSum | None = None):
+        """`space`, where the direct sum is at hand, is taken for that of the parts."""
         self.parts = dict(parts)
-        self.space = DirectSum([(name, g.space) for name, g in parts.items()])
+        self.space = DirectSum([(name, g.space) for name, g in parts.items()]) if space is None else space
 
     def flat_components(self, x: Tensor) -> Tensor:
         slices = self.space.slices
@@ -77,6 +78,14 @@ class BlockDiagonal(InnerProduct):
         probe = torch.empty(0, **self._options(like))
         return torch.block_diag(*(g.dense_matrix(probe) for g in self.parts.values()))
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return next((g.dtype for g in self.parts.values() if g.dtype is not None), None)
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((g.device for g in self.parts.values() if g.device is not None), None)
+
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         probe = torch.empty(0, **self._options(like))
         return torch.cat([g.diagonal_entries(probe) for g in self.parts.values()])
@@ -112,7 +121,7 @@ class BlockDiagonal(InnerProduct):
         theirs = other.summands()
         if theirs is None:
             return super().blended(other, weight)
-        return BlockDiagonal({name: g.blend(theirs[name], weight) for name, g in self.parts.items()})
+        return BlockDiagonal({name: g.blend(theirs[name], weight) for name, g in self.parts.items()}, self.space)
 
     def own_state(self) -> State:
         return {"parts": {name: g.state() for name, g in self.parts.items()}}

@@ -35,6 +35,8 @@ class Dualized(InnerProduct):
     count: int
     by_dual_alone: bool = False
     """Whether no other way to solve it is to be offered."""
+    lasting: bool = False
+    """Whether a running average of it can be kept."""
 
     @abstractmethod
     def push(self, x: Tensor) -> Tensor:

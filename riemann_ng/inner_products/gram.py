@@ -96,24 +96,24 @@ class Gram(InnerProduct):
         return (x.reshape(*x.shape[:-1], m, 1, d) @ self.entries).reshape(x.shape)
 
     def tensors(self) -> Iterator[Tensor]:
-        yield self.entries
+        yield self.triangle
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
         return self.entries if self.entries.ndim == 2 else torch.block_diag(*self.entries)
 
     @property
     def by_members(self) -> bool:
-        return self.entries.ndim == 3 or super().by_members
+        return self.triangle.ndim == 3 or super().by_members
 
     def dense_blocks(self) -> Tensor:
         return self.entries
 
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
-        return self.entries.diagonal(dim1=-2, dim2=-1).flatten()
+        return self.triangle.diagonal(dim1=-2, dim2=-1).flatten()
 
     @property
     def structure(self) -> Structure:
-        d, side = self.space.dim, self.entries.shape[-1]
+        d, side = self.space.dim, self.triangle.shape[-1]
         return Structure("dense", d, d * side**2 / 3, 2.0 * d * side, d)
 
     def direct_factorization(self, method: str) -> Factorization:
@@ -131,12 +131,20 @@ class Gram(InnerProduct):
         return f"Gram({self.space}, {self.name})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        theirs = other.dense_blocks()
+        symmetry = self.symmetry + other.symmetry
         if other.structure.kind in ("diagonal", "identity"):
-            theirs = torch.diag_embed(other.diagonal_entries(self.entries).reshape(self.entries.shape[:-1]))
-        if theirs is None or theirs.ndim != self.entries.ndim:
+            entries = other.diagonal_entries(self.entries).reshape(self.entries.shape[:-1])
+            return Gram.of(self.space, self.entries.lerp(torch.diag_embed(entries), weight), self.name, symmetry)
+        blend = other.blended_onto(self, weight)
+        if blend is None:
             return super().blended(other, weight)
-        return Gram.of(self.space, self.entries.lerp(theirs, weight), self.name, self.symmetry + other.symmetry)
+        matrix, whole = blend
+        return (Gram if whole else Halved).of(self.space, matrix, self.name, symmetry)
+
+    @property
+    def triangle(self) -> Tensor:
+        """The matrix on and below its diagonal; above it there may be anything."""
+        return self.entries
 
     def own_state(self) -> State:
         return {"matrix": self.entries, "name": self.name, "symmetry": self.symmetry.to_state()}
@@ -144,6 +152,29 @@ class Gram(InnerProduct):
     @classmethod
     def restore(cls, space: VectorSpace, state: State) -> Gram:
         return cls.of(space, state["matrix"], state["name"], Symmetry.from_state(state["symmetry"]))
+
+
+class Halved(Gram):
+    """A matrix of data that was computed on and below the diagonal. The rest is filled in when it is read.
+
+    A running average takes a moment in at every step, and is factorized at every tenth: nine mirror images are saved.
+    Its diagonal bounds it, as it does that of any form, so whether it is finite can be seen there.
+    """
+
+    def _set(self, space: VectorSpace, matrix: Tensor, name: str, symmetry: Symmetry | None) -> None:
+        self.space, self.name, self._given_symmetry = space, name, symmetry
+        self._triangle, self._whole = matrix, False
+
+    @property
+    def entries(self) -> Tensor:  # type: ignore[override]
+        if not self._whole:
+            lower = self._triangle.tril()
+            self._triangle, self._whole = lower + lower.tril(-1).mT, True
+        return self._triangle
+
+    @property
+    def triangle(self) -> Tensor:
+        return self._triangle
 
 
 def _at_unit_diagonal(M: Tensor) -> Tensor:

@@ -25,9 +25,10 @@ class Kronecker(InnerProduct):
     `flat(D) = G D A` and `sharp(ξ) = G⁻¹ ξ A⁻¹` on two factors: K-FAC is of this kind.
     """
 
-    def __init__(self, factors: Sequence[InnerProduct]):
+    def __init__(self, factors: Sequence[InnerProduct], space: VectorSpace | None = None):
+        """`space`, where the tensor product is at hand, is taken for that of the factors."""
         self.factors = tuple(factors)
-        self.space = tensor_product(*(g.space for g in factors))
+        self.space = tensor_product(*(g.space for g in factors)) if space is None else space
         self.members = self.space.members if isinstance(self.space, Family) else 1
         self.dims = [g.space.of.dim if isinstance(g.space, Family) else g.space.dim for g in factors]
 
@@ -47,6 +48,14 @@ class Kronecker(InnerProduct):
     def tensors(self) -> Iterator[Tensor]:
         for g in self.factors:
             yield from g.tensors()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return next((g.dtype for g in self.factors if g.dtype is not None), None)
+
+    @property
+    def device(self) -> torch.device | None:
+        return next((g.device for g in self.factors if g.device is not None), None)
 
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         total = torch.ones(1, 1, **self._options(like))
@@ -121,7 +130,7 @@ class Kronecker(InnerProduct):
         theirs = other.factors_on(tuple(g.space for g in self.factors))
         if theirs is None:
             return super().blended(other, weight)
-        return Kronecker([g.blend(h, weight) for g, h in zip(self.factors, theirs, strict=True)])
+        return Kronecker([g.blend(h, weight) for g, h in zip(self.factors, theirs, strict=True)], self.space)
 
     def own_state(self) -> State:
         return {

@@ -21,6 +21,17 @@ class OnFamily(Protocol):
     def flat_components(self, x: Tensor) -> Tensor: ...
 
 
+class InBlocks(Protocol):
+    def dense_blocks(self) -> Tensor | None: ...
+
+
+class Dense(Protocol):
+    @property
+    def entries(self) -> Tensor: ...
+    @property
+    def triangle(self) -> Tensor: ...
+
+
 def uncoupled(g: OnFamily) -> bool:
     """Whether nothing but rounding stands between the members, tried on one random vector in each."""
     space = g.space
@@ -43,3 +54,14 @@ def blocks(g: OnFamily, like: Tensor) -> Tensor:
     m, d = space.members, space.of.dim
     columns = g.flat_components(torch.eye(d, dtype=like.dtype, device=like.device).repeat(1, m))
     return columns.reshape(d, m, d).movedim(0, 1)
+
+
+def blended_onto(g: InBlocks, form: Dense, weight: float) -> tuple[Tensor, bool] | None:
+    """(1 - weight) times the form's matrix + weight times g's `dense_blocks`, if of the same shape; or None.
+
+    With it comes whether it is so above the diagonal too: on and below it, it is.
+    """
+    blocks = g.dense_blocks()
+    if blocks is None or blocks.ndim != form.triangle.ndim:
+        return None
+    return form.entries.lerp(blocks, weight), True

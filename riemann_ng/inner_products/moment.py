@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ..errors import SpaceMismatch
+from ..errors import NotClosed, SpaceMismatch
 from ..factorizations import (
     DiagonalFactor,
     Factorization,
@@ -20,12 +20,14 @@ from ..factorizations import (
 )
 from ..samples import Chunked, Compact, OneHot, Sample
 from ..solvers import Structure
+from ..solvers.direct import DENSE_LIMIT
 from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
 from .common import given
 from .diagonal import Diagonal
 from .gram import Gram
+from .members import Dense
 from .symmetries import along
 
 
@@ -110,7 +112,17 @@ class SecondMoment(InnerProduct):
     def dense_blocks(self) -> Tensor | None:
         return None if self.one_hot else self.member_matrices()
 
+    def blended_onto(self, form: Dense, weight: float) -> tuple[Tensor, bool] | None:
+        kept = self._kept.get("matrix")
+        known = self.one_hot or self.differentiable or (kept is not None and kept.fresh)
+        if known or form.triangle.ndim != 2 + (self.members > 1):
+            return super().blended_onto(form, weight)
+        return self.sample.blended_moments(form.triangle, weight), False
+
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
+        n, k, t = self.sample.counts
+        if self.members == 1 and n * k * t < self.space.dim and not self.one_hot and not self.dear:
+            return self.member_rows().square().sum(0)
         return self.member_matrices() if self.one_hot else self.member_matrices().diagonal(dim1=-2, dim2=-1).flatten()
 
     @property
@@ -143,13 +155,24 @@ class SecondMoment(InnerProduct):
         return f"second_moment({self.sample})"
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        mine, name = self.member_matrices(), f"average of {self.expression()}"
+        mine, name = self._lasting("blend"), f"average of {self.expression()}"
         of = Diagonal.of if self.one_hot else Gram.of
         return of(self.space, mine, name, self.symmetry).blended(other, weight)
 
+    def _lasting(self, call: str) -> Tensor:
+        """Its matrix, without the sample; refused before it is made where none would ever be factorized."""
+        d = self.space.dim // self.members
+        if not self.one_hot and d**3 / 3 > 12.0 * DENSE_LIMIT**3:
+            raise NotClosed(
+                f"NotClosed in {call}: {self.expression()} would be kept as a matrix [{d}, {d}]. Of one-hot inputs the "
+                f"moment is diagonal while every site stands by itself: KFAC(sharing='expand'). Else keep no average "
+                f"of it, decay=0: the sample of one batch needs no matrix."
+            )
+        return self.member_matrices()
+
     def own_state(self) -> State:
         return {
-            "matrix": self.member_matrices(), "name": self.expression(), "one hot": self.one_hot,
+            "matrix": self._lasting("state"), "name": self.expression(), "one hot": self.one_hot,
             "symmetry": self.symmetry.to_state(),
         }  # fmt: skip
 

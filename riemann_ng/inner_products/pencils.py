@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import NotClosed
 from ..factorizations import (
     DiagonalFactor,
     FrameFactor,
@@ -21,6 +22,8 @@ from ..solvers.base import Solvable
 from ..spaces import Family
 from .members import blocks
 
+LARGEST = 1 << 32
+"""The most numbers that a frame may have."""
 DIAGONAL = ("diagonal", "identity")
 """The kinds of structure that have nothing but a diagonal."""
 
@@ -43,6 +46,11 @@ def pencil_of(g: Paired, reference: Paired, like: Tensor | None) -> FrameFactor:
         if (short := DiagonalFactor(lengths)).zero is not None:
             raise RankDeficient(short.dim - int(short.zero.sum()), short.dim)
         return FrameFactor([lengths.rsqrt()], g.diagonal_entries(like) / lengths)
+    if g.space.dim**2 > LARGEST:
+        raise NotClosed(
+            f"NotClosed: a frame in which {g!r} is diagonal would be a matrix [{g.space.dim}, {g.space.dim}]. Damp the "
+            f"form, g + λ * h, or take one that is solved by its kernel, as Fisher() is."
+        )
     rows, factor = g.rows(), reference.factorization(like)
     return pencil(g.dense_matrix(like), factor) if rows is None else rows_pencil(rows, factor)
 

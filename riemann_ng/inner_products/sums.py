@@ -159,7 +159,7 @@ class Sum(InnerProduct):
 
     @property
     def by_members(self) -> bool:
-        return all(term.by_members for term in self.terms) or super().by_members
+        return all(term.by_members for term in self.terms)  # each at its own scale: where one vanishes the other counts
 
     def dense_blocks(self) -> Tensor | None:
         blocks = [term.dense_blocks() for term in self.terms]

@@ -11,13 +11,15 @@ restored from its state it goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..errors import InvalidSetting, NonFinite, SpaceMismatch
-from ..inner_products import InnerProduct
+from ..inner_products import BlockDiagonal, Dualized, InnerProduct, Kronecker
+from ..inner_products.gram import Halved
 from ..networks.observation import Observation
 from ..spaces import VectorSpace
 from .base import FactorsDamped, RiemannianMetric, Scaled, Sum, given, sum_of, value_at
@@ -31,7 +33,8 @@ class RunningAverage:
 
     `schedule` says what the t-th form weighs: "corrected", (1 - β) / (1 - βᵗ); "growing", max(1/t, 1 - β), which is the
     rule min(1 - 1/t, β) of K-FAC's authors: the plain mean until 1/(1 - β) forms have come. A form blends as its kind
-    does: products factor by factor. The first one is kept as its matrices, so that no batch is held.
+    does: products factor by factor. The first one is kept as its matrices, so that no batch is held; without decay the
+    average is the last form as it stands.
     """
 
     def __init__(self, decay: float = 0.95, schedule: Schedule = "corrected"):
@@ -57,7 +60,11 @@ class RunningAverage:
         """The average with this form taken in. One that is not finite is refused, and nothing has changed."""
         if not isinstance(g, InnerProduct):
             raise SpaceMismatch(f"SpaceMismatch in RunningAverage.add: expected an inner product, got {given(g)}.")
-        if self.value is None:
+        if not self.decay:
+            value = g
+        elif self.value is None:
+            if isinstance(g, Dualized) and not g.lasting:
+                g.blended(g, self.next_weight)  # refuses: the second form would be too late to find out
             value = InnerProduct.from_state(g.space, g.state())
         else:
             value = self.value.blend(g, self.next_weight)
@@ -168,5 +175,16 @@ def check_finite(value: InnerProduct, g: InnerProduct) -> None:
 
 
 def finite(g: InnerProduct) -> bool:
-    sums = [t.detach().sum().to(torch.float64) for t in g.tensors() if t.is_floating_point()]
+    sums = [t.detach().sum().to(torch.float64) for t in looked_at(g) if t.is_floating_point()]
     return not sums or bool(torch.stack(sums).isfinite().all())
+
+
+def looked_at(g: InnerProduct) -> Iterator[Tensor]:
+    """Tensors that are finite where the form is."""
+    if isinstance(g, (BlockDiagonal, Kronecker)):
+        for part in g.parts.values() if isinstance(g, BlockDiagonal) else g.factors:
+            yield from looked_at(part)
+    elif isinstance(g, Halved):
+        yield g.diagonal_entries()
+    else:
+        yield from g.tensors()

@@ -21,13 +21,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ..elements import describe
 from ..errors import DegenerateMetric, InvalidSetting, NotAnInnerProduct, RiemannError, SpaceMismatch
-from ..inner_products import BlockDiagonal, InnerProduct, damp_factors, euclidean_on_translations
+from ..inner_products import BlockDiagonal, Euclidean, InnerProduct, damp_factors
 from ..inner_products.damping import Split
 from ..likelihoods import OutputMetric
 from ..networks import Estimator, Exact
@@ -64,8 +65,9 @@ class RiemannianMetric(ABC):
     ) -> FactorsDamped:
         """The metric with each factor of its products damped: factored Tikhonov, by a reference metric.
 
-        Without one it is by `EuclideanMetric(on="translations")`, weights without biases, which keeps the translations
-        of 𝒜. What is no product is damped exactly.
+        Without one it is by `EuclideanMetric()`. That of the translations alone keeps those of 𝒜, and leaves a bias no
+        more damping than the factor on S has: too little where that factor is small. What is no product is damped
+        exactly.
         """
         return FactorsDamped(self, damping, reference, split)
 
@@ -92,7 +94,7 @@ class RiemannianMetric(ABC):
 
     def __mul__(self, scalar: float) -> RiemannianMetric:
         value = scalar.item() if isinstance(scalar, Tensor) and scalar.ndim == 0 else scalar
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value > 0
         if not good:
             raise NotAnInnerProduct(
                 f"NotAnInnerProduct in *: {given(scalar)} times the metric {self!r}. A multiple of a metric is by a "
@@ -105,7 +107,8 @@ class RiemannianMetric(ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> RiemannianMetric:
-        if not isinstance(scalar, (int, float)) or scalar == 0:
+        number = isinstance(scalar, Real) or (isinstance(scalar, Tensor) and scalar.ndim == 0)
+        if not number or scalar == 0:
             raise NotAnInnerProduct(f"NotAnInnerProduct in /: the metric {self!r} by {given(scalar)}.")
         return self * (1 / scalar)
 
@@ -194,7 +197,7 @@ class Scaled(RiemannianMetric):
         return self.scalar * self.of.refreshed(previous, observation)
 
     def expression(self) -> str:
-        return f"{self.scalar:.4g} * {self.of.expression()}"
+        return f"{written(self.scalar)} * {self.of.expression()}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -207,6 +210,11 @@ class FactorsDamped(RiemannianMetric):
     split: Split = "trace"
 
     def __post_init__(self) -> None:
+        if self.reference is not None and not isinstance(self.reference, RiemannianMetric):
+            raise InvalidSetting(
+                f"InvalidSetting in damp_factors: reference={given(self.reference)}, expected a metric. An inner "
+                f"product g becomes one as FixedMetric(g)."
+            )
         parts = (self.of,) if self.reference is None else (self.of, self.reference)
         object.__setattr__(self, "output", one_output(parts))
         object.__setattr__(self, "sees_outputs", any(part.sees_outputs for part in parts))
@@ -217,7 +225,7 @@ class FactorsDamped(RiemannianMetric):
     def damped(self, g: InnerProduct, observation: Observation) -> InnerProduct:
         """A form damped, as it was found on this observation or averaged over several."""
         given = self.reference
-        reference = euclidean_on_translations(g.space) if given is None else value_at(given, observation)
+        reference = Euclidean(g.space) if given is None else value_at(given, observation)
         with named(self):
             return damp_factors(g, self.damping, reference, self.split)
 
@@ -226,9 +234,9 @@ class FactorsDamped(RiemannianMetric):
 
     def expression(self) -> str:
         split = "" if self.split == "trace" else f", split={self.split!r}"
-        reference = ", EuclideanMetric(on='translations')" if self.reference is None else f", {self.reference}"
+        reference = ", EuclideanMetric()" if self.reference is None else f", {self.reference}"
         of = f"({self.of})" if isinstance(self.of, (Sum, Scaled)) else f"{self.of}"
-        return f"{of}.damp_factors({self.damping:.4g}{reference}{split})"
+        return f"{of}.damp_factors({written(self.damping)}{reference}{split})"
 
 
 def value_at(metric: RiemannianMetric, observation: Observation) -> InnerProduct:
@@ -262,6 +270,12 @@ def call_of(value: Any) -> str:
         if x is not default and repr(x) != repr(default):
             said.append(f"{f.name}={x!r}")
     return f"{type(value).__name__}({', '.join(said)})"
+
+
+def written(x: float) -> str:
+    """A number in few digits where these are all, and else as it is: a repr makes the same metric again."""
+    few = f"{x:.4g}"
+    return few if float(few) == x else repr(float(x))
 
 
 def given(x: object) -> str:

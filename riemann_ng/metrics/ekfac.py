@@ -26,7 +26,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..errors import DegenerateMetric, InvalidSetting, SpaceMismatch
+from ..errors import DegenerateMetric, InvalidSetting, SpaceMismatch, UnsupportedLayer
 from ..factorizations import RankDeficient, rounding_unit
 from ..inner_products import (
     BlockDiagonal,
@@ -47,7 +47,7 @@ from ..symmetry import Symmetry
 from .base import RiemannianMetric, given, named, value_at
 from .kfac import KFAC, Bias, Sharing
 from .outputs import check_output, one_output
-from .per_example import squares
+from .per_example import LARGEST, squares
 
 SAME = 1e-9
 """Eigenvalues of a factor that are all as close as this, relative to the largest, single out no frame."""
@@ -215,6 +215,12 @@ def widened(g: InnerProduct, like: Tensor) -> InnerProduct:
     """The form in float64, with no more structure than its matrix or its diagonal."""
     if g.structure.kind in DIAGONAL:
         return Diagonal.of(g.space, g.diagonal_entries(like).double(), "", Symmetry.natural())
+    side = g.space.of.dim if isinstance(g.space, Family) else g.space.dim
+    if side * g.space.dim > LARGEST:
+        raise UnsupportedLayer(
+            f"UnsupportedLayer in EKFAC: {g!r} is diagonalized as a matrix [{side}, {side}]. Of an embedding the "
+            f"moment of inputs is diagonal with sharing='expand'; else use KFAC, or Fisher(structure='diagonal')."
+        )
     blocks = g.dense_blocks()
     return Gram.of(g.space, (g.dense_matrix(like) if blocks is None else blocks).double(), "", Symmetry.natural())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import InvalidSetting, ObservationMismatch
 from ..inner_products import BlockDiagonal, Gram, InnerProduct
+from ..inner_products.pencils import LARGEST
 from ..likelihoods import EuclideanOutput, Likelihood, OutputMetric
 from ..networks import Empirical, Estimator, Exact, InputsOnly, Linearized
 from ..networks.observation import LayerObservation, Observation
@@ -66,6 +67,11 @@ class PulledBack(RiemannianMetric):
             self._check_cotangents(observation)
             form = GradientMoment(observation, f"{self}", self.structure)
             if self.structure == "dense":
+                if form.space.dim**2 > LARGEST:
+                    raise InvalidSetting(
+                        f"InvalidSetting in {self!r}: {form.space.dim} parameters make a matrix of "
+                        f"{form.space.dim**2:.2g} numbers. Leave structure out: the same form without its matrix."
+                    )
                 return Gram.of(form.space, form.dense_matrix(), f"{self}", form.symmetry)
             return form
 

@@ -1,4 +1,4 @@
-"""The exact Fisher of a batch as a form that knows the samples of all layers.
+"""The exact Fisher of a batch as a form that knows the samples of all layers, or of one.
 
 `second_moment(observation.gradients)` is its definition: F = (1/N) Σ ψ ⊗ ψ over examples n and output directions c,
 with ψ = ⊕ over layers of Σ over sites g ⊗ a. Here the ψ are never written down where that can be avoided: F = BᵀB with
@@ -8,7 +8,8 @@ term between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import torch
@@ -20,6 +21,7 @@ from ..inner_products import Euclidean, InnerProduct, LowRank
 from ..inner_products.base import State
 from ..inner_products.dualized import Dualized
 from ..networks.observation import Observation
+from ..samples import Measure
 from ..samples.products import gram
 from ..solvers import Structure
 from ..solvers.direct import DENSE_LIMIT
@@ -28,22 +30,45 @@ from ..symmetry import Symmetry
 from .layer_rows import BUDGET, LayerRows, mirrored_
 
 
-class GradientMoment(Dualized):
-    """The second moment of per-example gradients, across layers. `solved` says by which means: see `Fisher`."""
+class PerExample(Dualized):
+    """The second moment of per-example gradients, from the samples of the layers they are made of.
 
-    space: DirectSum
+    `layers` knows inputs, `together()` yields cotangents: the same draws in each layer, some at a time.
+    """
 
-    def __init__(self, observation: Observation, name: str = "F", solved: str = "full"):
-        self.space, self.name, self.solved = observation.space, name, solved
-        self.by_dual_alone = solved == "dual"
-        gradients = observation.gradients
-        self.n, self.k, _ = gradients.counts
-        self.count = self.n * self.k
-        weights = gradients.measure.weights((self.n, self.k, 1))
+    n: int
+    k: int
+    solved: str = "full"
+    weights: Tensor | float
+    _kept: dict[str, Tensor] | None = None
+
+    @property
+    @abstractmethod
+    def layers(self) -> Mapping[str, LayerRows]:
+        """The rows of each layer."""
+
+    @property
+    @abstractmethod
+    def slices(self) -> Mapping[str, slice]:
+        """Where a layer's components stand."""
+
+    @abstractmethod
+    def references(self, reference: InnerProduct) -> Mapping[str, InnerProduct] | None:
+        """A form on the space, layer by layer, if it is one for each."""
+
+    @abstractmethod
+    def together(self) -> Iterator[dict[str, Tensor]]:
+        """The cotangents (examples, draws, sites, *shape) of all layers. One that was not used may be missing."""
+
+    @property
+    def products(self) -> InnerProduct | None:
+        """The form in a way that needs no directions, if there is one."""
+        return None
+
+    def _weigh(self, measure: Measure, n: int, k: int) -> None:
+        self.n, self.k, self.count = n, k, n * k
+        weights = measure.weights((n, k, 1))
         self.weights = weights if isinstance(weights, float) else weights[..., 0]
-        self.layers = {path: LayerRows(layer) for path, layer in observation.layers.items()}
-        self._observation, self._symmetry = observation, observation.output_symmetry
-        self._kept: dict[str, Tensor] | None = None
 
     # The cotangents
 
@@ -59,7 +84,7 @@ class GradientMoment(Dualized):
             yield slice(0, self.k), self._kept
             return
         start = 0
-        for found in self._observation.together():
+        for found in self.together():
             width = max(g.shape[1] for g in found.values())
             yield slice(start, start + width), self._used(found, width)
             start += width
@@ -69,7 +94,7 @@ class GradientMoment(Dualized):
         return {path: g for path, g in found.items() if g.shape[1] == draws}
 
     def _together(self) -> dict[str, Tensor]:
-        parts = [self._used(found, max(g.shape[1] for g in found.values())) for found in self._observation.together()]
+        parts = [self._used(found, max(g.shape[1] for g in found.values())) for found in self.together()]
         paths = parts[0]
         return {p: parts[0][p] if len(parts) == 1 else torch.cat([part[p] for part in parts], 1) for p in paths}
 
@@ -91,7 +116,7 @@ class GradientMoment(Dualized):
         for draws, found in self.pieces():
             y: Tensor | None = None
             for path, g in found.items():
-                part = self.layers[path].push(flat[:, self.space.slices[path]], g)
+                part = self.layers[path].push(flat[:, self.slices[path]], g)
                 y = part if y is None else y.add_(part)
             assert y is not None
             parts.append(self._weighted(y, draws))
@@ -104,13 +129,13 @@ class GradientMoment(Dualized):
         for draws, found in self.pieces():
             weighted = self._weighted(flat[:, draws], draws)
             for path, g in found.items():
-                out[:, self.space.slices[path]] += self.layers[path].pull(weighted, g)
+                out[:, self.slices[path]] += self.layers[path].pull(weighted, g)
         return out.reshape(*y.shape[:-1], self.space.dim)
 
     @cached_property
     def _products(self) -> InnerProduct | None:
         """Where directions are too many to be kept: the linearized network, whose products need none of them."""
-        return self._observation.products if self._numbers > BUDGET else None
+        return self.products if self._numbers > BUDGET else None
 
     def flat_components(self, x: Tensor) -> Tensor:
         return super().flat_components(x) if self._products is None else self._products.flat_components(x)
@@ -126,7 +151,7 @@ class GradientMoment(Dualized):
                 at = slice(start, min(start + size, self.n))
                 rows = next(iter(found.values())).new_zeros(at.stop - start, k, self.space.dim)
                 for path, g in found.items():
-                    rows[..., self.space.slices[path]] = self.layers[path].rows(g, at)
+                    rows[..., self.slices[path]] = self.layers[path].rows(g, at)
                 root = self._root(draws)
                 weigh = root if isinstance(root, float) or root.shape[0] == 1 else root[at]
                 yield self._times(rows, weigh).flatten(0, 1)
@@ -155,13 +180,13 @@ class GradientMoment(Dualized):
             root = self._root(draws)
             weights = root * root
             for path, g in found.items():
-                out[self.space.slices[path]] += self.layers[path].squares(g, weights)
+                out[self.slices[path]] += self.layers[path].squares(g, weights)
         return out
 
     # The kernel
 
     def kernel(self, reference: InnerProduct, wide: bool = False) -> Tensor:
-        found, parts = self._stacked(), reference.summands()
+        found, parts = self._stacked(), self.references(reference)
         if parts is None:
             factorization = reference.factorization(next(iter(found.values())))
             white = torch.cat([factorization.coframe(rows) for rows in self.row_pieces()])
@@ -183,7 +208,7 @@ class GradientMoment(Dualized):
         return self._kept
 
     def cost_of_kernel(self, reference: InnerProduct) -> float:
-        parts = reference.summands()
+        parts = self.references(reference)
         if parts is None:
             return float(self.count) ** 2 * self.space.dim + 2.0 * self.count * self.space.dim**2
         total = 0.0
@@ -221,14 +246,44 @@ class GradientMoment(Dualized):
         unit = tolerance_of(next(iter(self._stacked().values()))[..., :1]) ** 2
         return int((values > max(tolerance_of(K), len(K) * unit) * values[-1]).sum())
 
-    # What it says of itself
-
     def tensors(self) -> Iterator[Tensor]:
         for rows in self.layers.values():
             if rows.indices is None:
                 yield rows.a
             else:
                 yield rows.sample.tensor()
+
+
+class GradientMoment(PerExample):
+    """That of all layers, and between them. `solved` says by which means: see `Fisher`."""
+
+    space: DirectSum
+
+    def __init__(self, observation: Observation, name: str = "F", solved: str = "full"):
+        self.space, self.name, self.solved = observation.space, name, solved
+        self.by_dual_alone = solved == "dual"
+        gradients = observation.gradients
+        self._weigh(gradients.measure, *gradients.counts[:2])
+        self._layers = {path: LayerRows(layer) for path, layer in observation.layers.items()}
+        self._observation, self._symmetry = observation, observation.output_symmetry
+
+    @property
+    def layers(self) -> Mapping[str, LayerRows]:
+        return self._layers
+
+    @property
+    def slices(self) -> Mapping[str, slice]:
+        return self.space.slices
+
+    def references(self, reference: InnerProduct) -> Mapping[str, InnerProduct] | None:
+        return reference.summands()
+
+    def together(self) -> Iterator[dict[str, Tensor]]:
+        return self._observation.together()
+
+    @property
+    def products(self) -> InnerProduct | None:
+        return self._observation.products
 
     @property
     def symmetry(self) -> Symmetry:
@@ -240,7 +295,8 @@ class GradientMoment(Dualized):
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         raise NotClosed(
             f"NotClosed in blend: {self.expression()} holds the samples of one batch, and an average would hold those "
-            f"of all. Average a metric with a matrix for each layer, or one with structure='dense'."
+            f"of all. Average a metric with a matrix for each layer, such as structure='block-diagonal' or KFAC(), or "
+            f"one with structure='dense'; or keep none: decay=0."
         )
 
     def state(self) -> State:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..inner_products import Diagonal, InnerProduct, QuasiDiagonal, SecondMoment, UnitWise, second_moment
+from ..inner_products import Diagonal, InnerProduct, QuasiDiagonal, UnitWise
 from ..inner_products.quasi_diagonal import has_bias, named_by_quasi, named_by_units
 from ..inner_products.symmetries import with_lines
 from ..networks.observation import LayerObservation
+from .layer_moment import LayerMoment
 from .per_example import bias_moments, one_hot, one_site, squares, unit_moments
 
 
-def block_diagonal(layer: LayerObservation) -> SecondMoment:
-    """The whole block: the second moment of per-example gradients."""
-    return second_moment(layer.gradients, joint=True)
+def block_diagonal(layer: LayerObservation) -> LayerMoment:
+    """The whole block: the second moment of per-example gradients, known by its products."""
+    return LayerMoment(layer)
 
 
 def unit_wise(layer: LayerObservation) -> InnerProduct:

@@ -19,11 +19,17 @@ from ..errors import InvalidSetting
 from ..likelihoods import Bernoulli, EuclideanOutput
 from ..networks import Network
 from ..symmetry import COMPOSITE, GROUPS, WITHIN, Structure, Symmetry
+from .adaptive import RootMeanSquare, Shampoo
 from .base import RiemannianMetric, value_at
 from .constant import EuclideanMetric, FixedMetric
+from .covariance import GradientCovariance
 from .ekfac import EKFAC
 from .fisher import Fisher, GaussNewton
 from .kfac import KFAC
+from .one_sided import PRONG, CotangentsOnly, ForwardOnly
+from .recurrent import RecurrentKFAC
+from .relative_fisher import RelativeFisher
+from .tridiagonal import BlockTridiagonalKFAC
 
 BEGIN, END = "<!-- methods: generated, see riemann_ng/metrics/table.py -->", "<!-- end of methods -->"
 NETWORK, LAYER = "net", "fc"
@@ -61,6 +67,17 @@ def methods(network: Network, x: Tensor) -> list[tuple[str, RiemannianMetric]]:
         ("K-FAC, transported damping", KFAC() + 0.01 * initial),
         ("EKFAC", EKFAC()),
         ("EKFAC, transported frame", EKFAC(reference=initial)),
+        ("K-FAC, block-tridiagonal", BlockTridiagonalKFAC()),
+        ("K-FAC of recurrent layers, over 3 steps", RecurrentKFAC()),
+        ("inputs alone, FOOF", ForwardOnly()),
+        ("inputs alone, transported reference", ForwardOnly(initial)),
+        ("natural neural networks, PRONG", PRONG()),
+        ("cotangents alone", CotangentsOnly()),
+        ("relative Fisher of tanh units", RelativeFisher("tanh", shared=("out",))),
+        ("covariance of gradients", GradientCovariance()),
+        ("covariance of gradients, centred, TONGA", GradientCovariance(centred=True)),
+        ("root mean square, Adam and RMSProp", RootMeanSquare()),
+        ("Shampoo", Shampoo()),
     ]
 
 
@@ -72,10 +89,13 @@ def rows() -> Iterator[Row]:
         layers = [(LAYER, nn.Linear(3, 4)), ("tanh", nn.Tanh()), ("out", nn.Linear(4, 3))]
         module = nn.Sequential(OrderedDict(layers)).double()
     before, x = (torch.randn(24, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    steps = torch.randn(24, 3, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 2, (24, 3), generator=generator).double()
     network = Network.from_torch(module, Bernoulli(), example=x, name=NETWORK)
     A, S = f"{NETWORK}/{LAYER}.A", f"{NETWORK}/{LAYER}.S"
     for method, metric in methods(network, before):
-        with network.observe(x, metric.estimator(), output=metric.output) as seen:
+        batch = steps if isinstance(metric, RecurrentKFAC) else x
+        with network.observe(batch, metric.estimator(y), output=metric.output) as seen:
             g = value_at(metric, seen)
             part = (g.summands() or {}).get(LAYER, g)
             kept = largest(g.symmetry, A), largest(g.symmetry, S)

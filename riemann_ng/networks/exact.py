@@ -69,21 +69,18 @@ def exact_layer(
     like = layer.inputs.tensor()[:0]
     if path not in recompression.draws:
         if path in directions.names:
-            return LayerObservation(path, layer.A, S, layer.inputs, one_by_one(path, S, directions, 1, measure, like))
-        return LayerObservation(  # not used in this forward: the Fisher is zero there
-            path, layer.A, S, layer.inputs, Sample(S.dual, like.new_zeros(n, 1, 1, *S.shape), measure, name)
-        )
+            return layer.returning(one_by_one(path, S, directions, 1, measure, like))
+        # not used in this forward: the Fisher is zero there
+        return layer.returning(Sample(S.dual, like.new_zeros(n, 1, 1, *S.shape), measure, name))
     counts = (n, directions.count, layer.sites)
     if S.shape[-1] > WIDEST and not recompression.rotated(path):
-        return LayerObservation(
-            path, layer.A, S, layer.inputs, one_by_one(path, S, directions, layer.sites, measure, like)
-        )
+        return layer.returning(one_by_one(path, S, directions, layer.sites, measure, like))
     every = Propagated(
         counts, S, partial(honest, directions, path), partial(recompression.moment, path), like, dear=not masked
     )
     aligned = Sample(S.dual, every, measure, name)
     if not recompression.rotated(path):
-        return LayerObservation(path, layer.A, S, layer.inputs, aligned)
+        return layer.returning(aligned)
     few = Propagated(
         (n, recompression.draws[path], layer.sites),
         S,
@@ -92,7 +89,7 @@ def exact_layer(
         like,
         dear=False,
     )
-    return LayerObservation(path, layer.A, S, layer.inputs, Sample(S.dual, few, measure, name), aligned)
+    return layer.returning(Sample(S.dual, few, measure, name), aligned)
 
 
 def one_by_one(path: str, S: VectorSpace, directions: Directions, sites: int, measure: Measure, like: Tensor) -> Sample:

@@ -41,7 +41,7 @@ from .recording import Arrangement, Call, Recording, arrange, frozen_statistics,
 from .running import devices_explained, plain_attention, uncompiled, untouched_randomness
 from .settling import spread_parameters, spread_uses, unfaithful
 from .spreading import Spreading
-from .structure import check_unchanged, constant, inside, plain_module, read_module
+from .structure import Held, check_unchanged, constant, inside, plain_module, read_module
 from .tape import Tape
 from .verification import examine
 
@@ -60,12 +60,12 @@ class Network:
         reading = read_module(self.module, name)
         self.blocks, self.frozen = reading.blocks, reading.frozen
         self._listeners, self._expansions = reading.listeners, reading.expansions
-        self._as_read = dict(self.module.named_parameters())
+        self._as_read, self._held = dict(self.module.named_parameters()), Held(self.module)
         self._arrangements: dict[str, list[tuple[Arrangement | None, int]]] = {}
         self._clone: set[str] = set()
         self._spreading: Spreading = {}
         self._verified_on = 0
-        self._running = False
+        self._running = self._refuses_batches = False
         self._observations = 0
         self._settle()
 
@@ -108,11 +108,14 @@ class Network:
 
     def check_unchanged(self) -> None:
         """Raises `UnsupportedLayer` where a parameter has come, gone, or is another one than when it was read."""
-        check_unchanged(self.module, self._as_read, self.frozen)
+        if not self._held.still:
+            check_unchanged(self.module, self._as_read, self.frozen)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The trained parameters by name."""
+        if self._held.still:
+            return dict(self._held.trained)
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     # The module at a batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,9 +33,12 @@ class LayerObservation:
         inputs: Sample,
         cotangents: Sample | None,
         aligned: Sample | None = None,
+        map_of: Callable[[], Tensor] | None = None,
+        estimator: Estimator | None = None,
     ):
         self.path, self.A, self.S, self.space = path, A, S, S * A.dual
-        self._inputs, self._cotangents, self._aligned = inputs, cotangents, aligned
+        self._inputs, self._cotangents, self._aligned, self._map_of = inputs, cotangents, aligned, map_of
+        self._estimator = estimator
 
     @property
     def inputs(self) -> Sample:
@@ -45,8 +48,8 @@ class LayerObservation:
     def cotangents(self) -> Sample:
         if self._cotangents is None:
             raise ObservationMismatch(
-                f"ObservationMismatch: {self.path!r} was observed with InputsOnly(), and cotangents are asked for. "
-                f"Observe with Exact(), MonteCarlo(...) or Empirical(targets)."
+                f"ObservationMismatch: {self.path!r} was observed with {self._estimator or 'its inputs alone'}, and "
+                f"cotangents are asked for. Observe with Exact(), MonteCarlo(...) or Empirical(targets)."
             )
         return self._cotangents
 
@@ -54,6 +57,23 @@ class LayerObservation:
     def aligned(self) -> Sample:
         """The cotangents to pair with those of other layers, draw by draw."""
         return self.cotangents if self._aligned is None else self._aligned
+
+    @property
+    def values(self) -> Tensor:
+        """What the layer gave at its inputs, (examples, 1, sites, *S.shape): points of 𝒮, by their coordinates.
+
+        Its own parameters at the inputs; read them before these move.
+        """
+        if self._map_of is None:
+            raise ObservationMismatch(
+                f"ObservationMismatch: the values of {self.path!r} are asked for, and of this layer only samples are "
+                f"known, or only a part of its parameters is trained. Thaw the rest, or use a metric without values."
+            )
+        D, m = self._map_of(), "m" if self.space.levels else ""
+        if isinstance(self.inputs.data, OneHot) and not m:
+            return D.mT[self.inputs.data.indices]
+        a = dense_inputs(self.inputs)
+        return torch.einsum(f"{m}oi,nkt{m if self.A.levels else ''}i->nkt{m}o", D.to(a), a)
 
     @property
     def sites(self) -> int:
@@ -83,11 +103,19 @@ class LayerObservation:
         gradients.through = cotangents.through
         return gradients
 
+    def returning(self, cotangents: Sample | None, aligned: Sample | None = None) -> LayerObservation:
+        """The same layer with other cotangents."""
+        return self._with(self._inputs, cotangents, aligned)
+
+    def _with(self, inputs: Sample, cotangents: Sample | None, aligned: Sample | None) -> LayerObservation:
+        known = self._map_of, self._estimator
+        return LayerObservation(self.path, self.A, self.S, inputs, cotangents, aligned, *known)
+
     def reduced(self) -> LayerObservation:
         """One site per example: the mean of the inputs, the sum of the cotangents."""
         cotangents = None if self._cotangents is None else self._cotangents.reduced()
         aligned = None if self._aligned is None else self._aligned.reduced()
-        return LayerObservation(self.path, self.A, self.S, self._inputs.reduced(), cotangents, aligned)
+        return self._with(self._inputs.reduced(), cotangents, aligned)
 
     def __repr__(self) -> str:
         return f"LayerObservation({self.path!r}, {self.inputs!r}, {self._cotangents!r})"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..errors import InvalidTargets, ShapeMismatch
 from ..likelihoods import Likelihood, OutputMetric
-from ..samples import Compact, Measure, OneHot, Sample
+from ..samples import Compact, Measure, Multiple, OneHot, Sample
+from ..spaces import Family
 from .constants import check_size
 from .directions import Directions
 from .estimators import CurvatureProp, Empirical, Estimator, Exact, InputsOnly, MonteCarlo
@@ -90,10 +91,11 @@ def assembled(
     estimator: Estimator,
     output: OutputMetric,
     mask: Tensor | None,
+    factor: float = 1.0,
 ) -> Observation:
     """The samples of every block, from the gradients that arrived at the outputs of each call, one a direction.
 
-    Half precision becomes float32 here.
+    They are to be multiplied by the factor, as the directions were. Half precision becomes float32 here.
     """
     n, layers = z.shape[0], {}
     constants = {}
@@ -122,6 +124,8 @@ def assembled(
                         for call, found in mine
                     ]
                     back = joined(stacks)
+                    if factor != 1 and isinstance(back, Tensor):
+                        back = Multiple(factor, back, S.members if isinstance(S, Family) else 1)
             else:  # not used in this forward: the Fisher is zero there
                 inputs = ones.new_zeros(n, 1, 1, *A.shape)
                 back = ones.new_zeros(n, len(directions), 1, *S.shape) if directions else None
@@ -133,6 +137,8 @@ def assembled(
                 S,
                 Sample(A, inputs, Measure.probability(there), f"inputs of {path}"),
                 None if returned is None else marked(returned, output, symmetry),
+                map_of=None if block.partly_frozen else partial(map_of, network, path),
+                estimator=estimator,
             )
     masked = any(layer.inputs.measure.mask is not None for layer in layers.values())
     if mask is not None and not masked and output_mask(mask, z, output) is None:
@@ -141,6 +147,12 @@ def assembled(
             f"any layer."
         )
     return Observation(network.tangent_space, layers, z.detach(), estimator, output, symmetry)
+
+
+def map_of(network: Network, path: str) -> Tensor:
+    """A block's parameters as its affine map, as they are by now."""
+    tensors = {name: p.detach() for name, p in network.parameters.items()}
+    return at_least_single(network.blocks[path].gather(tensors))
 
 
 def cotangents(network: Network, z: Tensor, estimator: Estimator, output: OutputMetric) -> list[Tensor]:

@@ -47,16 +47,23 @@ def untouched_randomness(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def devices_explained(module: nn.Module, x: Any) -> Iterator[None]:
-    """Says so where a forward fails and the batch is on no device of the module's."""
+    """Says so where a forward fails and the batch is on no device of the module's, or in no dtype of it."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        batch = {str(t.device) for t in tree_leaves(x) if isinstance(t, Tensor)}
-        own = {str(p.device) for p in module.parameters()}
+        tensors, parameters = [t for t in tree_leaves(x) if isinstance(t, Tensor)], list(module.parameters())
+        batch, own = {str(t.device) for t in tensors}, {str(p.device) for p in parameters}
         if batch and not batch & own:
             raise DtypeMismatch(
                 f"DtypeMismatch in Network: the batch is on {', '.join(sorted(batch))}, the parameters are on "
                 f"{', '.join(sorted(own))}. Move one of them: x.to({sorted(own)[0]!r})."
+            ) from error
+        given, wanted = ({str(t.dtype) for t in ts if t.is_floating_point()} for ts in (tensors, parameters))
+        if given and wanted and not given & wanted and "type" in str(error):
+            raise DtypeMismatch(
+                f"DtypeMismatch in Network: the batch is in {', '.join(sorted(given))}, the parameters are in "
+                f"{', '.join(sorted(wanted))}. Bring one to the other: x.to({min(wanted)}), or "
+                f"module.to({min(given)}) before the network is read."
             ) from error
         raise
 

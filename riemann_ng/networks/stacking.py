@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..samples import OneHot, Sample
 from .estimators import Estimator
-from .observation import LayerObservation, Observation
+from .observation import Observation
 
 
 def stacked(parts: Sequence[Observation], estimator: Estimator) -> Observation:
@@ -24,7 +24,8 @@ def stacked(parts: Sequence[Observation], estimator: Estimator) -> Observation:
         mine = [part.layers[path] for part in parts]
         inputs = samples_stacked([each.inputs for each in mine])
         back = [each._cotangents for each in mine if each._cotangents is not None]
-        layers[path] = LayerObservation(path, layer.A, layer.S, inputs, samples_stacked(back) if back else None)
+        returned = samples_stacked(back) if back else None
+        layers[path] = layer._with(inputs, returned, None)
     outputs = [part.outputs for part in parts]
     for axis in range(1, outputs[0].ndim):
         widest = max(z.shape[axis] for z in outputs)

@@ -6,7 +6,11 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from math import prod
+from operator import is_
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,9 +36,17 @@ class Block:
     shape: tuple[int, ...] = ()
     assumed: str = ""
 
-    @property
+    @cached_property
     def space(self) -> VectorSpace:
         return self.output_space * self.input_space.dual
+
+    @property
+    def partly_frozen(self) -> bool:
+        """Whether the layer has a weight or a bias that is not trained: then the block is not all of its map."""
+        reader = self.reader
+        if reader is None:
+            return False
+        return not reader.weight or (not reader.bias and getattr(reader.module, "bias", None) is not None)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The block's data from tensors named and shaped like the network's parameters."""
@@ -109,6 +121,33 @@ def check_readable(module: nn.Module) -> None:
         else:
             continue
         raise UnsupportedLayer(f"UnsupportedLayer in Network: the parameter {name!r} {reason}. {fix}.")
+
+
+class Held:
+    """What a module held when it was looked at: modules, parameters, which of them are trained.
+
+    To see that it still does takes microseconds, where to list them takes a tenth of a millisecond.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._modules = list(module.modules())
+        self._names, self._values = self._look()
+        everything = dict(module.named_parameters())
+        self._flags = [(p, p.requires_grad) for p in everything.values()]
+        self.trained = {name: p for name, p in everything.items() if p.requires_grad}
+
+    def _look(self) -> tuple[list[str], list[object]]:
+        held: list[dict[str, Any]] = [d for m in self._modules for d in (m._parameters, m._modules)]
+        return list(chain.from_iterable(held)), list(chain.from_iterable(map(dict.values, held)))
+
+    @property
+    def still(self) -> bool:
+        names, values = self._look()
+        return (
+            names == self._names
+            and all(map(is_, values, self._values))
+            and all(p.requires_grad is flag for p, flag in self._flags)
+        )
 
 
 def check_unchanged(module: nn.Module, as_read: Mapping[str, nn.Parameter], frozen: Collection[str]) -> None:

@@ -1,13 +1,13 @@
 """Observation of a training loop's own passes: its forward is watched, its backward listened to.
 
-    with network.watch() as tape:
-        loss = criterion(model(x), y)
-    observation = tape.observe(MonteCarlo(1))    # sent back through the loop's own graph, which is kept
-    loss.backward()
+with network.watch() as tape:
+    loss = criterion(model(x), y)
+observation = tape.observe(MonteCarlo(1))    # sent back through the loop's own graph, which is kept
+loss.backward()
 
-    with network.watch() as tape:
-        criterion(model(x), y).backward()
-    observation = tape.observe(Empirical())      # from the loss's own backward: nothing is run at all
+with network.watch() as tape:
+    criterion(model(x), y).backward()
+observation = tape.observe(Empirical())      # from the loss's own backward: nothing is run at all
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import NonFinite, ObservationMismatch, ShapeMismatch, UnsupportedLayer
 from ..likelihoods import OutputMetric
@@ -73,7 +73,7 @@ class Pass:
         return self.watch.calls
 
     def listen(self) -> None:
-        edges = [call.edge for call in self.calls] + [get_gradient_edge(self.z)]
+        edges = [call.edge for call in self.calls] + [output_edge(self.z)]
         for edge, box in zip(edges, self.boxes, strict=True):
             self.handles.append(edge.node.register_prehook(box.add(edge.output_nr)))
 
@@ -277,7 +277,7 @@ class Tape:
                 "none has come through. Call loss.backward() first, or give Empirical(targets)."
             )
         scale = float(p.z.shape[0] if divided_by is None else divided_by)
-        found = [box.total if box.total is None else at_least_single(box.total) * scale for box in p.boxes[:-1]]
+        found = [box.total for box in p.boxes[:-1]]
         there = [(call.path, g) for call, g in zip(p.calls, found, strict=True) if g is not None]
         flags = torch.stack([g.sum().isfinite() for _, g in there]).tolist() if there else []
         for (path, _), finite in zip(there, flags, strict=True):
@@ -288,7 +288,15 @@ class Tape:
                 )
         directions = [at_least_single(at_output) * scale]
         output = network.likelihood if output is None else output
-        return assembled(network, p.x, p.z, p.calls, [[g] for g in found], directions, estimator, output, mask)
+        return assembled(network, p.x, p.z, p.calls, [[g] for g in found], directions, estimator, output, mask, scale)
+
+
+def output_edge(z: Tensor) -> GradientEdge:
+    """Where the gradient of an output arrives, whether it or what it was rounded from is used in the loss."""
+    edge = get_gradient_edge(z)
+    while edge.node.name() == "ToCopyBackward0":
+        edge = GradientEdge(*edge.node.next_functions[0])  # type: ignore[arg-type]
+    return edge
 
 
 def picked(estimator: Estimator, rows: slice, n: int) -> Estimator:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..elements import Element
 from ..errors import SpaceMismatch
-from ..inner_products import BlockDiagonal, Euclidean, InnerProduct, Kronecker, Pullback, Scaled, Sum, direct_sum
 from ..inner_products import Dual as DualForm
+from ..inner_products import Euclidean, InnerProduct, Kronecker, Pullback, Scaled, Sum, direct_sum
 from ..linear_maps import LinearMap
 from ..spaces import AffineSpace, Derived, DirectSum, Family, Space, VectorSpace
 from ..spaces.affine import Hull, Translations
@@ -106,8 +106,9 @@ class Transport:
 
     def inner_product(self, g: InnerProduct) -> InnerProduct:
         """g' with g'(T u, T v) = g(u, v); sums, products and direct sums stay such."""
-        if isinstance(g, BlockDiagonal) and g.space == self.forth.domain:
-            return direct_sum({name: self.inner_product(part) for name, part in g.parts.items()})
+        parts = g.summands() if g.space == self.forth.domain else None
+        if parts is not None:
+            return direct_sum({name: self.inner_product(part) for name, part in parts.items()})
         if isinstance(g, Scaled):
             return g.scalar * self.inner_product(g.of)
         if isinstance(g, Sum):

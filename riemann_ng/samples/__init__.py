@@ -6,7 +6,7 @@ per exact direction, 1/(n K) per Monte Carlo draw, and add up over sites. Paddin
 the inputs has (1, 1) entry one in a hull, and a product of two second moments needs no scale factor.
 """
 
-from .data import Chunked, Compact, Data, OneHot, WithOne
+from .data import Chunked, Compact, Data, Multiple, OneHot, WithOne
 from .measures import Counts, Measure
 from .products import gram, grams, with_borders
 from .sample import Sample
@@ -17,6 +17,7 @@ __all__ = [
     "Counts",
     "Data",
     "Measure",
+    "Multiple",
     "OneHot",
     "Sample",
     "WithOne",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from .measures import Counts
-from .products import bordered, gram, grams, with_borders
+from .products import bordered, gram, grams, onto, with_borders
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,10 @@ class Compact(ABC):
     def moments(self, weight: float) -> Tensor:
         """weight Σ x xᵀ for every member, (members, d, d)."""
 
+    def moments_onto(self, base: Tensor, kept: float, weight: float) -> Tensor:
+        """kept base + moments(weight), a new tensor. Above the diagonals there may be anything, in the base too."""
+        return onto(self.moments(weight), base, kept)
+
 
 class WithOne(Compact):
     """Points of an affine space, (examples, draws, sites, *[members], d), as elements of its hull: (a, 1)."""
@@ -85,14 +89,46 @@ class WithOne(Compact):
         return torch.cat([self.points, self.points.new_ones(*self.points.shape[:-1], 1)], dim=-1)
 
     def moments(self, weight: float) -> Tensor:
+        return self._moments(weight, None, 0.0)
+
+    def moments_onto(self, base: Tensor, kept: float, weight: float) -> Tensor:
+        return self._moments(weight, base, kept)
+
+    def _moments(self, weight: float, base: Tensor | None, kept: float) -> Tensor:
         x = self.points.reshape(*self.counts, self.members, -1)
-        total, mass = x.sum((0, 1, 2)) * weight, weight * x.shape[:3].numel()
+        total, mass = x.flatten(0, 2).sum(0) * weight, weight * x.shape[:3].numel()
         if self.members > 1 or x.requires_grad:
-            return with_borders(grams(x, weight), total, mass)
+            return onto(with_borders(grams(x, weight), total, mass), base, kept)
         d = x.shape[-1]
         out = x.new_empty(1, d + 1, d + 1)
-        gram(x.flatten(0, 3), weight, out[0, :d, :d])
-        return bordered(out, total, mass)
+        inner = None if base is None else base[0, :d, :d]
+        gram(x.flatten(0, 3), weight, out[0, :d, :d], inner, kept)
+        if base is None:
+            return bordered(out, total, mass)
+        return bordered(out, torch.add(total, base[:, -1, :-1], alpha=kept), mass + kept * base[:, -1, -1])
+
+
+class Multiple(Compact):
+    """Elements (examples, draws, sites, *[members], d) times one number, multiplied when they are read."""
+
+    def __init__(self, factor: float, elements: Tensor, members: int = 1):
+        self.factor, self.elements, self.members = factor, elements, members
+        self.counts: Counts = tuple(elements.shape[:3])  # type: ignore[assignment]
+
+    def tensor(self) -> Tensor:
+        return self.elements
+
+    def dense(self) -> Tensor:
+        return self.elements * self.factor
+
+    def moments(self, weight: float) -> Tensor:
+        return grams(self._by_member(), weight * self.factor**2)
+
+    def moments_onto(self, base: Tensor, kept: float, weight: float) -> Tensor:
+        return grams(self._by_member(), weight * self.factor**2, base, kept)
+
+    def _by_member(self) -> Tensor:
+        return self.elements.reshape(*self.counts, self.members, -1)
 
 
 Data = Tensor | OneHot | Chunked | Compact

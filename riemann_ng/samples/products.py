@@ -5,40 +5,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PANEL = 64
+PANEL = 96
 """Rows of the result that one thread computes at a time."""
 
 
-def gram(x: Tensor, weight: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """weight xᵀx for rows x (n, d)."""
+def gram(
+    x: Tensor, weight: float = 1.0, out: Tensor | None = None, base: Tensor | None = None, kept: float = 0.0
+) -> Tensor:
+    """weight xᵀx for rows x (n, d); with a `base`, `kept` times that besides, on and below the diagonal alone."""
     d = x.shape[1]
     panel = PANEL * torch.get_num_threads()
-    if x.requires_grad or x.device.type != "cpu" or d <= panel:
-        whole = (x.mT @ x) * weight if x.requires_grad else (x.mT @ x).mul_(weight)
+    if x.requires_grad or x.device.type != "cpu" or 2 * d <= 3 * panel:
+        if x.requires_grad or base is None:
+            whole = (x.mT @ x) * weight if x.requires_grad else (x.mT @ x).mul_(weight)
+            whole = onto(whole, base, kept)
+        else:
+            whole = torch.addmm(base, x.mT, x, beta=kept, alpha=weight)
         return whole if out is None else out.copy_(whole)
     out = x.new_empty(d, d) if out is None else out
     for start in range(0, d, panel):
         stop = min(start + panel, d)
         below = out[start:stop, :stop]
-        torch.addmm(below, x[:, start:stop].mT, x[:, :stop], beta=0, alpha=weight, out=below)
-        out[:start, start:stop] = below[:, :start].mT
+        before = below if base is None else base[start:stop, :stop]
+        torch.addmm(before, x[:, start:stop].mT, x[:, :stop], beta=kept, alpha=weight, out=below)
+        if base is None:
+            out[:start, start:stop] = below[:, :start].mT
     return out
 
 
-def grams(x: Tensor, weight: float = 1.0) -> Tensor:
-    """weight Σ x xᵀ over all but the last two dimensions: (examples, draws, sites, members, d) to (members, d, d)."""
+def onto(M: Tensor, base: Tensor | None, kept: float) -> Tensor:
+    return M if base is None else torch.add(M, base, alpha=kept)
+
+
+def grams(x: Tensor, weight: float = 1.0, base: Tensor | None = None, kept: float = 0.0) -> Tensor:
+    """weight Σ x xᵀ over all but the last two dimensions: (examples, draws, sites, members, d) to (members, d, d).
+
+    With a `base` of that shape, `kept` times that besides, on and below the diagonals.
+    """
     m, d = x.shape[-2:]
     if m == 1:
         x = x.squeeze(-2)
         if d > 1 and x.stride(-1) != 1 and x.stride(-2) == 1 and d <= x.shape[-2]:  # channels before sites, not copied
             x = x.flatten(0, -3)
-            return ((x.mT @ x).sum(0) * weight)[None]
-        return gram(x.flatten(0, -2), weight)[None]
+            return onto(((x.mT @ x).sum(0) * weight)[None], base, kept)
+        return gram(x.flatten(0, -2), weight, base=None if base is None else base[0], kept=kept)[None]
     rows = x.flatten(0, -3)
     if d == 1:
-        return rows.square().sum(0)[..., None] * weight
+        return onto(rows.square().sum(0)[..., None] * weight, base, kept)
     rows = rows.movedim(1, 0)
-    return (rows.mT @ rows) * weight
+    return onto((rows.mT @ rows) * weight, base, kept)
 
 
 def with_borders(inner: Tensor, total: Tensor, mass: float) -> Tensor:
@@ -49,7 +64,7 @@ def with_borders(inner: Tensor, total: Tensor, mass: float) -> Tensor:
     return bordered(out, total, mass)
 
 
-def bordered(out: Tensor, total: Tensor, mass: float) -> Tensor:
+def bordered(out: Tensor, total: Tensor, mass: float | Tensor) -> Tensor:
     """The same where the moments of a are in `out` already."""
     out[:, :-1, -1], out[:, -1, :-1], out[:, -1, -1] = total, total, mass
     return out

@@ -150,16 +150,25 @@ class Sample:
         """One second moment for each member of a family, (members, d, d)."""
         return self._moments(self.space.members if isinstance(self.space, Family) else 1)
 
-    def _moments(self, members: int) -> Tensor:
-        weight = self.measure.weights(self.counts)
-        if isinstance(self.data, Compact) and isinstance(weight, float) and self.data.members == members:
-            return self.data.moments(weight)
+    def blended_moments(self, base: Tensor, weight: float) -> Tensor:
+        """(1 - weight) base + weight times the moment, in one pass; `base` is (d, d), or (members, d, d) of a family.
+
+        It holds on and below the diagonals, and so much is asked of the base. Not of one-hot data.
+        """
+        if base.ndim == 3:
+            return self._moments(base.shape[0], base, weight)
+        return self._moments(1, base[None], weight)[0]
+
+    def _moments(self, members: int, base: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """The moments, or their blend with a base, in which they have this share."""
+        given, kept = self.measure.weights(self.counts), 1 - share
+        if isinstance(self.data, Compact) and isinstance(given, float) and self.data.members == members:
+            return self.data.moments(given) if base is None else self.data.moments_onto(base, kept, given * share)
         total: Tensor | None = None
         for x, w in self._pieces():
-            weight = w if isinstance(w, float) else 1.0
             x = x if isinstance(w, float) else times(x, w.to(x).sqrt())
-            part = grams(x.unflatten(-1, (members, -1)), weight)
-            total = part if total is None else total + part
+            x, weight = x.unflatten(-1, (members, -1)), (w if isinstance(w, float) else 1.0) * share
+            total = grams(x, weight, base, kept) if total is None else total + grams(x, weight)
         assert total is not None
         return total
 

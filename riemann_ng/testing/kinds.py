@@ -23,10 +23,12 @@ from ..linear_maps import LinearMap
 from ..samples import Chunked, Measure, OneHot, Sample
 from ..spaces import Family, Space, VectorSpace
 from .draws import Draw
+from .kinds_of_chains import chain, series
 from .kinds_of_layers import (
     damped_quasi_diagonal,
     damped_unit_wise,
     framed,
+    power,
     quasi_diagonal,
     rotated_by_members,
     rotated_diagonal,
@@ -299,6 +301,7 @@ KINDS: dict[str, Factory] = {
     "gram of a family": gram_of_a_family,
     "low rank": low_rank,
     "framed": framed,
+    "power": power,
     "rotated diagonal": rotated_diagonal,
     "rotated by members": rotated_by_members,
     "rotated with vectors": rotated_with_vectors,
@@ -319,6 +322,8 @@ KINDS: dict[str, Factory] = {
     "product with euclidean": product_with_euclidean,
     "product of families": product_of_families,
     "direct sum": blocks,
+    "chain": chain,
+    "series": series,
     "multiple": multiple,
     "multiple by a tensor": multiple_by_a_tensor,
     "sum of grams": sum_of_grams,

@@ -11,6 +11,8 @@ from ..inner_products import (
     Framed,
     Gram,
     InnerProduct,
+    Kronecker,
+    Power,
     QuasiDiagonal,
     RotatedDiagonal,
     UnitWise,
@@ -30,6 +32,34 @@ def framed(draw: Draw) -> Drawn:
         return Framed(V, K := draw.invertible(V.dim)), torch.linalg.inv(K @ K.mT).contiguous()
     K = torch.stack([draw.invertible(V.dim) for _ in range(draw.integer(1, 3))])
     return Framed(Family(V, len(K)), K), torch.block_diag(*torch.linalg.inv(K @ K.mT))
+
+
+def power(draw: Draw) -> Drawn:
+    """Of a diagonal form, of a matrix, or of both factors of a product."""
+    V, W, p = draw.simple_space(2, 3), draw.simple_space(2, 3), draw.one_of([0.5, 0.25])
+    M, N = draw.positive(V.dim), draw.positive(W.dim)
+    sort, before = draw.integer(0, 2), 0.1 * draw.integer(0, 3)
+    if sort == 2:
+        form = Power(Gram(V, M, name=draw.name("M")) * Gram(W, N, name=draw.name("N")), p, before)
+        return form, kron(to_power(M, p, before), to_power(N, p, before))
+    if sort == 1:
+        return Power(Gram(V, M, name=draw.name("M")), p, before, 0.5), to_power(M, p, before, 0.5)
+    entries = draw.between(0.2, 5.0, V.dim)
+    return Power(Diagonal(V, entries), p, before, 0.5), to_power(torch.diag(entries), p, before, 0.5)
+
+
+def to_power(M: Tensor, p: float, before: float, after: float = 0.0) -> Tensor:
+    values, vectors = torch.linalg.eigh(M)
+    return (vectors * ((values + before) ** p + after)) @ vectors.mT
+
+
+def mean_of_powers(g: Power, h: Power, w: float) -> Tensor:
+    """The power of the mean."""
+    pairs = [(g.of, h.of)]
+    if isinstance(g.of, Kronecker) and isinstance(h.of, Kronecker):
+        pairs = list(zip(g.of.factors, h.of.factors, strict=True))
+    means = [(1 - w) * a.matrix() + w * b.matrix() for a, b in pairs]
+    return kron(*(to_power(M, g.power, g.before, g.after) for M in means))
 
 
 def rotated_diagonal(draw: Draw) -> Drawn:

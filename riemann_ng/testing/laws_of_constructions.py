@@ -7,11 +7,23 @@ from torch import Tensor
 
 from ..elements import Vector
 from ..errors import NotClosed
-from ..inner_products import BlockDiagonal, Euclidean, Gram, InnerProduct, Kronecker, QuasiDiagonal, Scaled
+from ..inner_products import (
+    BlockDiagonal,
+    Chain,
+    Euclidean,
+    Gram,
+    InnerProduct,
+    Kronecker,
+    Power,
+    QuasiDiagonal,
+    Scaled,
+    Series,
+)
 from ..linear_maps import LinearMap
 from ..spaces import DirectSum, Family, Space
 from .cases import Case, law
-from .kinds_of_layers import quasi
+from .kinds_of_chains import mean_of_chains, mean_of_series
+from .kinds_of_layers import mean_of_powers, quasi
 from .matrices import by_member
 
 
@@ -186,6 +198,12 @@ def _mean(g: InnerProduct, G: Tensor, h: InnerProduct, H: Tensor, w: float) -> T
     if isinstance(g, BlockDiagonal) and isinstance(h, BlockDiagonal):
         where = g.space.slices
         return torch.block_diag(*(_mean(g.parts[k], G[s, s], h.parts[k], H[s, s], w) for k, s in where.items()))
+    if isinstance(g, Chain) and isinstance(h, Chain):
+        return mean_of_chains(g, h, w)
+    if isinstance(g, Power) and isinstance(h, Power):
+        return mean_of_powers(g, h, w)
+    if isinstance(g, Series) and isinstance(h, Series):
+        return mean_of_series(g, h, w)
     if isinstance(g, QuasiDiagonal):
         d, mean = g.space.shape[-1], (1 - w) * G + w * H
         return torch.block_diag(*(quasi(mean[i : i + d, i : i + d]) for i in range(0, len(mean), d)))

@@ -6,6 +6,7 @@ import torch
 from exact_matrices import Draws
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks_and_twins import tanh_network, twin_of
 from torch import Tensor, nn
 
 import riemann_ng as rng
@@ -94,3 +95,31 @@ def test_theorem_03_fails_for_frames_that_are_not_affine():
     alpha, sigma = frames(0)
     alpha[1][-1, 0] = 0.5
     assert mismatch(kfac, alpha, sigma, rate=0.3) > 0.1
+
+
+def path_is_off(metric: rng.RiemannianMetric, seed: int, rate: float, steps: int = 5) -> float:
+    """The largest difference of the twin's outputs to the network's, in units of the distance that these go."""
+    network, x, y = tanh_network(Draws(3), (3, 4, 2), n=60)
+    twin, others = twin_of(network, x, seed), Draws(7).normal(20, 3)
+    own, theirs = [network.outputs(others).detach()], []
+    for _ in range(steps):
+        v = rng.natural_gradient(network, metric, x, y)
+        u = rng.natural_gradient(twin.network, metric, twin.inputs(x), y)
+        network.move_(v, -rate)
+        twin.network.move_(u, -rate)
+        own.append(network.outputs(others).detach())
+        theirs.append(twin.to_original(twin.module(twin.inputs(others))).detach())
+    path = torch.stack(own)
+    return float((torch.stack(theirs) - path[1:]).abs().max() / (path - path[0]).abs().max())
+
+
+@settings(max_examples=settings.default.max_examples // 10)
+@given(st.integers(0, 10**6))
+def test_theorem_03_of_the_library(seed):
+    """`natural_gradient` by `KFAC` in the twins of `reparametrize`: inputs, activations and outputs all moved, targets not."""
+    assert path_is_off(rng.KFAC(), seed, rate=0.3) < 1e-7
+
+
+def test_theorem_03_of_the_library_fails_for_gradient_descent_and_damping():
+    assert path_is_off(rng.EuclideanMetric(), 0, rate=0.05) > 0.1
+    assert path_is_off(rng.KFAC() + 0.1 * rng.EuclideanMetric(), 0, rate=0.3) > 0.01

@@ -3,7 +3,11 @@
 from itertools import pairwise
 
 import pytest
-from exact_matrices import Draws, Matrix, kronecker, row_major, stacked
+import torch
+from exact_matrices import Draws, Matrix, close, kronecker, row_major, stacked
+from networks_and_twins import seen_by_hand, step_is_off, tanh_network
+
+import riemann_ng as rng
 
 ACTIVATIONS, PREACTIVATIONS = (2, 2, 1), (1, 2, 2)
 L = len(ACTIVATIONS) - 1
@@ -84,3 +88,32 @@ def test_theorem_06_the_step_moves_with_the_frames(seed):
 def test_theorem_06_fails_for_damping_that_stays():
     twin, moved = moved_and_not(0, damping=1)
     assert twin != moved
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_theorem_06_of_the_library(seed):
+    """`BlockTridiagonalKFAC` inverts the chain of the moments that autograd gives, and its steps are the sweeps."""
+    draws = Draws(seed)
+    network, x, _ = tanh_network(draws, (2, 2, 1, 2))
+    features, jacobians = seen_by_hand(network, x)
+    between = lambda samples, pattern: [  # noqa: E731
+        [torch.einsum(pattern, u, v) / len(x) for u, v in pairs]
+        for pairs in (zip(samples, samples, strict=True), pairwise(samples))
+    ]
+    moments = (*between(features, "ni,nj->ij"), *between(jacobians, "noi,noj->ij"))
+    A, Ax, G, Gx = ([Matrix(M.tolist()) for M in each] for each in moments)
+    g = rng.BlockTridiagonalKFAC().at(network.observe(x))
+    xi = rng.Covector(network.tangent_space, draws.normal(g.space.dim))
+    step_of_library = g.sharp(xi)
+    C = torch.tensor(covariance(A, Ax, G, Gx).tolist(), dtype=torch.float64)
+    assert close(C @ step_of_library.components, xi.components, 1e-9)
+    swept = step(A, Ax, G, Gx, [Matrix(xi.component(path).data.tolist()) for path in network.blocks])
+    assert close(torch.tensor(stacked(swept).tolist(), dtype=torch.float64)[:, 0], step_of_library.components, 1e-9)
+    assert not close(rng.KFAC().at(network.observe(x)).sharp(xi).components, step_of_library.components, 0.01)
+
+
+def test_theorem_06_of_the_library_moves_with_every_frame_but_for_damping_that_stays():
+    network, x, _ = tanh_network(Draws(0), (2, 2, 1, 2))
+    metric = rng.BlockTridiagonalKFAC()
+    assert step_is_off(network, x, metric, seed=1) < 1e-9
+    assert step_is_off(network, x, metric.damp_factors(0.1), seed=1) > 1e-2

@@ -4,7 +4,7 @@ import torch
 from exact_matrices import Draws, close
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import riemann_ng as rng
 
@@ -80,3 +80,31 @@ def test_theorem_09_fails_if_a_refresh_forgets_the_parameters():
     inner = torch.linalg.solve(E, w)
     assert close(refreshed @ torch.linalg.solve(refreshed, E @ inner), w)
     assert not close(refreshed @ inner, w, 0.1)
+
+
+def network_of(seed: int) -> tuple[rng.Network, Tensor, Tensor]:
+    """The layer of `prong`, from the same draws, before a tanh and squared errors."""
+    draws = Draws(seed)
+    h, target = draws.normal(30, 3) @ draws.invertible(3) + 1, draws.normal(30, 2)
+    module = nn.Sequential(nn.Linear(3, 2).double(), nn.Tanh())
+    with torch.no_grad():
+        module[0].weight.copy_(draws.normal(2, 3))
+        module[0].bias.copy_(draws.normal(2))
+    return rng.Network.from_torch(module, rng.Gaussian(), h), h, target
+
+
+@given(seeds, st.sampled_from(["zca", "pca", "cholesky"]), st.sampled_from([0.0, 0.3]))
+def test_theorem_09_of_the_library(seed, kind, epsilon):
+    """`PRONG` takes the step of gradient descent between whitened inputs. Squared errors have half the loss here."""
+    step, X, _ = prong(seed, kind, epsilon)
+    network, h, target = network_of(seed)
+    v = rng.natural_gradient(network, rng.PRONG(epsilon), h, target)
+    assert close(network.differential(h, target).component("0").data * 2, X)
+    assert close(-2 * RATE * v.component("0").data, step)
+
+
+def test_theorem_09_of_the_library_fails_for_damping_of_the_hull():
+    network, h, target = network_of(0)
+    step = prong(0, "zca", 0.3)[0]
+    damped = rng.PRONG(0.0) + 0.3 * rng.EuclideanMetric()
+    assert not close(-2 * RATE * rng.natural_gradient(network, damped, h, target).component("0").data, step, 0.01)

@@ -5,6 +5,9 @@ import torch
 from exact_matrices import Draws, Matrix, Rational, close
 from hypothesis import given
 from hypothesis import strategies as st
+from networks_and_twins import step_is_off, tanh_network
+
+import riemann_ng as rng
 
 
 def spectrum(U: Matrix, F: Matrix) -> list:
@@ -67,3 +70,27 @@ def test_theorem_13_a_shear_is_lost_exactly():
     assert ekfac_step(shear, xi, Matrix([[2, -1], [1, 2]])) == Matrix([10, -15])
     assert shear.inv().T * own == Matrix([8, -8])
     assert ekfac_step(turn, xi, turn) == turn * own
+
+
+@given(st.integers(0, 10**6))
+def test_theorem_13_of_the_library(seed):
+    """`EKFAC` of every layer is the nearest to the block of the Fisher among the forms of its frame, by Pythagoras."""
+    draws = Draws(seed)
+    network, x, _ = tanh_network(draws, (3, 4, 2))
+    seen = network.observe(x)
+    ekfac, kfac, fisher = (m.at(seen) for m in (rng.EKFAC(), rng.KFAC(), rng.Fisher(structure="block-diagonal")))
+    for path in network.blocks:
+        g, F = ekfac.restrict(path), fisher.restrict(path).matrix()
+        assert isinstance(g, rng.RotatedDiagonal)
+        other = rng.RotatedDiagonal(g.reference, g.axes, g.spectrum + draws.normal(*g.spectrum.shape).abs())
+        best, apart = (F - g.matrix()).square().sum(), (g.matrix() - other.matrix()).square().sum()
+        assert close((F - other.matrix()).square().sum(), best + apart)
+        assert best.sqrt() <= (F - kfac.restrict(path).matrix()).norm() + 1e-12 * F.norm()
+
+
+def test_theorem_13_of_the_library_keeps_isometries_and_loses_the_rest():
+    network, x, _ = tanh_network(Draws(0), (3, 4, 2))
+    assert step_is_off(network, x, rng.EKFAC(), seed=1, group="orthogonal") < 1e-7
+    assert step_is_off(network, x, rng.EKFAC(), seed=1) > 1e-2
+    transported = rng.FixedMetric(rng.KFAC().at(network.observe(x.flip(0) + 0.1)), "K-FAC elsewhere")
+    assert transported.at(network.observe(x)).keeps(f"{network.name}/0.A", "affine")

@@ -1,0 +1,59 @@
+"""The state of a run: what a state dict holds beyond torch's own, and how it is taken over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..elements import Vector
+from ..errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from .natural_gradient import NaturalGradient
+
+OWN = "riemann_ng"
+
+
+def state_of(opt: NaturalGradient) -> dict[str, Any]:
+    return {
+        "steps": opt.steps,
+        "observations": opt.network._observations,
+        "memory": opt.memory.state(),
+        "displacement": opt._loaded if opt._before is None else dict(opt._before.blocks),
+        "length": opt._length,
+        "averaged": None if opt.averaged is None else opt.averaged.state(),
+        "tally": dict(opt.tally.counts),
+    }
+
+
+def checked_state(opt: NaturalGradient, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the part that is ours; `InvalidSetting` where it cannot be taken over."""
+    if OWN not in state_dict:
+        raise InvalidSetting(
+            "InvalidSetting in load_state_dict: this is not the state of a NaturalGradient. "
+            "Load what its own state_dict() gave."
+        )
+    own = copy.deepcopy(state_dict[OWN])
+    opt.memory.check_loadable(own["memory"])
+    if (own["averaged"] is None) is not (opt.averaged is None):
+        raise InvalidSetting(
+            f"InvalidSetting in load_state_dict: the state is of a run {'with' if own['averaged'] else 'without'} "
+            f"averages of iterates, and this optimizer has averaging={opt.recipe()['averaging']!r}. Make it alike."
+        )
+    return own
+
+
+def take_over(opt: NaturalGradient, own: Mapping[str, Any]) -> None:
+    opt.steps, opt.network._observations = own["steps"], own["observations"]
+    opt.memory.load(own["memory"])
+    opt._before, opt._loaded, opt._length = None, own["displacement"], own["length"]
+    if opt.averaged is not None:
+        opt.averaged.load(own["averaged"])
+    opt.tally.counts.clear()
+    opt.tally.counts.update(own["tally"])
+
+
+def contiguous(v: Vector) -> Vector:
+    """As it would be restored from a state: products of tensors depend on their layout, in the last bit."""
+    return Vector._of(v.lives_in, None, {path: t.contiguous() for path, t in v.blocks.items()})

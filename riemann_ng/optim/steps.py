@@ -1,0 +1,174 @@
+"""How far to go: from the natural gradient and the last displacement to the next one.
+
+A rule is a value. It sees vectors, the gradient as a covector and inner products, and returns a displacement; the
+learning rate multiplies what it proposes, so that schedulers act on every rule alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..elements import Covector, Vector
+from ..errors import InvalidSetting
+from ..inner_products import InnerProduct
+from .quadratic import Batch, Model
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule may look at. `proposal` is minus the natural gradient, `before` the last displacement.
+
+    `metric` is damped, as the proposal was made with it; the quadratic model adds `damping` times `reference` to the
+    exact Fisher of the `batch`. `length` is that of the last displacement as the model measured it, if one did.
+    """
+
+    df: Covector
+    proposal: Vector
+    before: Vector | None
+    learning_rate: float
+    momentum: float
+    metric: InnerProduct
+    batch: Batch
+    reference: InnerProduct | None
+    damping: float
+    length: float | None = None
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Where to go, how it is made of the two directions, and what a quadratic model promises of it, if one was made."""
+
+    vector: Vector
+    alpha: float
+    mu: float
+    model: Model | None = None
+    coefficients: torch.Tensor | None = None
+
+    @property
+    def predicted(self) -> float | None:
+        """The change of the loss that the model promises."""
+        return None if self.model is None or self.coefficients is None else self.model(self.coefficients)
+
+    @property
+    def length(self) -> float | None:
+        """How long the model measures it to be."""
+        return None if self.model is None or self.coefficients is None else self.model.length(self.coefficients)
+
+
+class StepRule(ABC):
+    """How far to go along the natural gradient, and along the last displacement."""
+
+    needs_batch: bool = False
+    """Whether the batch itself is looked at, beyond its gradient."""
+
+    @abstractmethod
+    def displacement(self, here: Situation) -> Displacement:
+        """The next displacement of the parameters."""
+
+
+def heavy_ball(here: Situation, alpha: float) -> Displacement:
+    """alpha times the proposal plus momentum times the last displacement."""
+    if here.before is None or here.momentum == 0:
+        return Displacement(here.proposal * alpha, alpha, 0.0)
+    return Displacement(combined(here.proposal, alpha, here.before, here.momentum), alpha, here.momentum)
+
+
+def combined(v: Vector, alpha: float, w: Vector, mu: float) -> Vector:
+    """alpha v + mu w, with one new tensor for each block."""
+    if v.in_one_piece or w.in_one_piece:
+        return v * alpha + w * mu
+    total = torch._foreach_mul(list(v.blocks.values()), alpha)
+    torch._foreach_add_(total, [w.blocks[name] for name in v.blocks], alpha=mu)
+    return Vector._of(v.lives_in, None, dict(zip(v.blocks, total, strict=True)))
+
+
+@dataclass(frozen=True)
+class Constant(StepRule):
+    """The learning rate, and momentum on displacements."""
+
+    def displacement(self, here: Situation) -> Displacement:
+        return heavy_ball(here, here.learning_rate)
+
+
+@dataclass(frozen=True)
+class KLClip(StepRule):
+    """The learning rate, made smaller where a step without momentum would be longer than √bound in the metric.
+
+    Half the square of that length is, to second order, the KL divergence of the step.
+    """
+
+    bound: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_positive("KLClip", "bound", self.bound)
+
+    def displacement(self, here: Situation) -> Displacement:
+        squared = float(here.metric.inner(here.proposal, here.proposal))
+        longest = (self.bound / squared) ** 0.5 if squared > 0 else float("inf")
+        return heavy_ball(here, min(here.learning_rate, longest))
+
+
+@dataclass(frozen=True)
+class TrustRegion(StepRule):
+    """The learning rate and momentum, and the whole displacement brought to at most `radius` in the metric."""
+
+    radius: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive("TrustRegion", "radius", self.radius)
+
+    def displacement(self, here: Situation) -> Displacement:
+        free = heavy_ball(here, here.learning_rate)
+        length = float(here.metric.norm(free.vector))
+        if not length > self.radius:
+            return free
+        c = self.radius / length
+        return Displacement(free.vector * c, free.alpha * c, free.mu * c)
+
+
+@dataclass(frozen=True)
+class QuadraticModel(StepRule):
+    """Both coefficients from the minimum of the quadratic model, with the exact Fisher on a `fraction` of the batch.
+
+    The learning rate multiplies the minimum: one for batches so large that their noise does not count, less where the
+    minimum would fit it. The fraction is of `at_least` so many examples: curvature seen on a few is too small along
+    directions that others bend. The momentum of the optimizer bounds the share of the last displacement: beyond one the
+    model would extrapolate what it has just done. Nor is a displacement more than `growth` times as long as the last
+    one, as the model measures both: at a cliff the gradient promises what no step can give. Along a degenerate pair of
+    directions the shorter combination is taken.
+    """
+
+    fraction: float = 1.0
+    at_least: int = 128
+    growth: float = 2.0
+    needs_batch = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise InvalidSetting(
+                f"InvalidSetting in QuadraticModel: fraction={self.fraction!r}, expected one in (0, 1]."
+            )
+        check_positive("QuadraticModel", "at_least", self.at_least)
+        check_positive("QuadraticModel", "growth", self.growth)
+
+    def displacement(self, here: Situation) -> Displacement:
+        directions = [here.proposal]
+        if here.before is not None and here.momentum:
+            directions.append(here.before)
+        fraction = min(1.0, max(self.fraction, self.at_least / here.batch.examples))
+        model = Model.along(directions, here.df, here.batch, fraction, here.reference, here.damping)
+        best = model.minimum(here.momentum) * here.learning_rate
+        if here.length and (length := model.length(best)) > self.growth * here.length:
+            best = best * (self.growth * here.length / length)
+        alpha, mu = float(best[0]), float(best[1]) if len(best) > 1 else 0.0
+        single = len(best) == 1
+        vector = here.proposal * alpha if single else combined(here.proposal, alpha, directions[1], mu)
+        return Displacement(vector, alpha, mu, model, best)
+
+
+def check_positive(call: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InvalidSetting(f"InvalidSetting in {call}: {name}={value!r}, expected a positive number.")
