@@ -134,7 +134,7 @@ def test_joint_scales():
         return table(subject, "layers", groups="joint scale", problem=problem)["layers", "joint scale"]
 
     assert at(KFAC()).verdict == HELD
-    assert at(KFAC().damp_factors(0.1)).verdict == HELD
+    assert at(KFAC().damp_factors(0.1, EuclideanMetric(on="translations"))).verdict == HELD
     assert at(KFAC().damp_factors(0.1, split="none")).verdict == REFUTED
     assert at(descent()).verdict == REFUTED
     torch.manual_seed(0)

@@ -90,7 +90,7 @@ def test_many_directions_are_never_kept(monkeypatch):
     network, x = zoo("mlp", likelihood=Bernoulli())
     observation = network.observe(x, Exact(chunk=1))
     expected = second_moment(observation.gradients).matrix()
-    monkeypatch.setattr("riemann_ng.metrics.gradient_moment.BUDGET", 1)
+    monkeypatch.setattr("riemann_ng.metrics.gradients.BUDGET", 1)
     F = Fisher().at(observation)
     v = torch.randn(2, F.space.dim)
     assert close(F.flat_components(v), v @ expected) and F._kept is None

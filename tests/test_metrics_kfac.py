@@ -280,6 +280,6 @@ def test_repr_is_the_call() -> None:
     assert repr(KFAC()) == "KFAC()" and repr(KFAC(sharing="reduce")) == "KFAC(sharing='reduce')"
     damped = 2 * KFAC(bias="separate")
     assert repr(damped) == "2 * KFAC(bias='separate')"
-    reference = rng.metrics.EuclideanMetric(on="translations")
+    reference = rng.metrics.EuclideanMetric()
     assert repr(KFAC().damp_factors(0.01)) == repr(KFAC().damp_factors(0.01, reference))
-    assert repr(KFAC().damp_factors(0.01)) == "KFAC().damp_factors(0.01, EuclideanMetric(on='translations'))"
+    assert repr(KFAC().damp_factors(0.01)) == "KFAC().damp_factors(0.01, EuclideanMetric())"

@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_after_the_step(monkeypatch):
 
 
 def test_a_displacement_that_is_not_finite(monkeypatch):
-    model, opt = run(5)
+    model, opt = run(5, step_size=QuadraticModel())
     x, y = data()
     monkeypatch.setattr(
         "riemann_ng.optim.quadratic.Batch.fisher", lambda self, d, f=1.0: torch.full((len(d),) * 2, torch.nan)

@@ -13,7 +13,7 @@ from torch import nn
 import riemann_ng as rng
 from riemann_ng.errors import MissingDependency
 from riemann_ng.likelihoods import Categorical
-from riemann_ng.optim import NaturalGradient, Progress, StepListener, StepReport, TensorBoard
+from riemann_ng.optim import NaturalGradient, Progress, QuadraticModel, StepListener, StepReport, TensorBoard
 from riemann_ng.optim.conditions import worst_conditioned
 
 
@@ -115,7 +115,7 @@ def test_tensorboard_gets_what_there_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     board = TensorBoard("runs/first")
     model = mlp()
-    opt = NaturalGradient(model, Categorical())
+    opt = NaturalGradient(model, Categorical(), step_size=QuadraticModel())
     opt.listeners.append(board)
     x, y = data()
 

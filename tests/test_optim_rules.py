@@ -1,6 +1,7 @@
 """One step against its definition, and the bounds and laws of the policies."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -29,7 +30,7 @@ from riemann_ng.optim import (
 from riemann_ng.optim.listening import Pass
 from riemann_ng.optim.quadratic import Batch, Model
 from riemann_ng.optim.random_state import RandomState
-from riemann_ng.optim.steps import Situation
+from riemann_ng.optim.steps import Situation, Taken
 
 EVERY = Schedule(statistics=1, factorize=1, warmup=0)
 ONCE = {"decay": 0.0, "schedule": EVERY, "step_size": Constant(), "momentum": 0.0}
@@ -198,7 +199,8 @@ def situation(seed, momentum=0.9, length=None, rate=1.0):
     network = rng.Network.from_torch(mlp(), Categorical(), x)
     v, w = (rng.Vector(network.tangent_space, torch.randn(network.tangent_space.dim, dtype=x.dtype)) for _ in range(2))
     batch = one_pass(network, x)
-    here = Situation(network.differential(x, y), v, w, rate, momentum, None, batch, None, 0.0, length)
+    last = None if length is None else Taken(1.0, 0.0, 1.0, length)
+    here = Situation(network.differential(x, y), v, w, rate, momentum, None, batch, None, 0.0, last)
     return here, Model.along([v, w], here.df, batch, 1.0, None, 0.0)
 
 
@@ -219,6 +221,26 @@ def test_a_displacement_grows_at_most_twofold(seed):
     assert short.length == pytest.approx(0.4 * free.length)
     assert torch.allclose(short.vector.components, 0.4 * free.vector.components)
     assert QuadraticModel(growth=6).displacement(situation(seed, length=free.length / 5)[0]).length == free.length
+
+
+def test_between_models_the_coefficients_stay_and_the_share_of_the_proposal_does_not_jump():
+    x, y = data()
+    model = mlp()
+    opt = NaturalGradient(model, Categorical(), damping=1e-1, step_size=QuadraticModel(every=3), estimator=Exact())
+    made, alphas = [], []
+    for _ in range(9):
+        step(model, opt, x, y)
+        made.append(opt.report.predicted is not None)
+        alphas.append(opt.report.alpha)
+    assert made == [True, False, True, False, False, True, False, False, True]
+    assert alphas[3] == alphas[4] == alphas[2] != alphas[5]
+    here, last = situation(0)[0], Taken(2.0, 0.5, 1.0, 1.0)
+    squared = -float(here.df(here.proposal))
+    here = replace(here, last=last, looked_at=False, proposal=here.proposal * (1.0 if squared > 0 else -1.0))
+    far = replace(here, last=replace(last, squared=abs(squared) / 100))
+    near = replace(here, last=replace(last, squared=abs(squared)))
+    assert QuadraticModel(every=5).displacement(near).alpha == 2.0
+    assert QuadraticModel(every=5).displacement(far).alpha == pytest.approx(0.4)  # twice a tenth of the length
 
 
 def test_curvature_is_not_judged_on_a_few_examples():

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from ..errors import NotClosed
 from ..factorizations import Factorization, RankDeficient, factorize_dense
-from ..inner_products import Dualized, InnerProduct, LowRank
+from ..inner_products import Dualized, Gram, InnerProduct, LowRank
 from ..inner_products.base import State
+from ..inner_products.pencils import LARGEST
 from ..solvers import Structure
 from ..symmetry import Symmetry
-from .gradient_moment import GradientMoment
+from .gradients import PerExample, rank_of_kernel
 
 
 class CentredGradients(Dualized):
@@ -22,9 +24,9 @@ class CentredGradients(Dualized):
     """
 
     def __init__(self, of: InnerProduct, name: str):
-        assert isinstance(of, GradientMoment)
+        assert isinstance(of, PerExample)
         self.of, self.space, self.name, self.count = of, of.space, name, of.count
-        self.by_dual_alone = of.by_dual_alone
+        self.by_dual_alone, self.lasting = of.by_dual_alone, of.lasting
 
     def _centred(self, y: Tensor) -> Tensor:
         """P y along the last dimension."""
@@ -53,19 +55,27 @@ class CentredGradients(Dualized):
         return None if rows is None else self._centred(rows.mT).mT.contiguous()
 
     def dense_matrix(self, like: Tensor | None = None) -> Tensor:
-        rows = self.rows()
+        rows, d = self.rows(), self.space.dim
+        if d * d > LARGEST:
+            raise NotClosed(
+                f"NotClosed: {self.expression()} would be a matrix [{d}, {d}]. Damp the form, g + λ * h, and keep no "
+                f"average of it: decay=0."
+            )
         return super().dense_matrix(like) if rows is None else rows.mT @ rows
+
+    def dense_blocks(self) -> Tensor | None:
+        return self.dense_matrix() if self.lasting else None
 
     @property
     def structure(self) -> Structure:
         s, d = self.of.structure, self.space.dim
         few = self.count - 1 < d
-        return Structure("gradients", d, None if few else s.direct, s.apply, min(self.count - 1, d))
+        return Structure("gradients", d, 0.0 if few else s.direct, s.apply, min(self.count - 1, d))
 
     def direct_factorization(self, method: str) -> Factorization | None:
         d = self.space.dim
         if self.count - 1 < d:
-            raise RankDeficient(self.count - 1, d)
+            raise RankDeficient(rank_of_kernel(self, self.of.unit), d)
         return factorize_dense(self.dense_matrix(), method)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -79,9 +89,16 @@ class CentredGradients(Dualized):
         return self.name
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
-        return self.of.blended(other, weight)
+        if not self.lasting:
+            return self.of.blended(other, weight)
+        return self._gram(f"average of {self.expression()}").blended(other, weight)
+
+    def _gram(self, name: str) -> Gram:
+        return Gram.of(self.space, self.dense_matrix(), name, self.symmetry)
 
     def state(self) -> State:
+        if self.lasting:
+            return self._gram(self.expression()).state()
         rows = self.rows()
         if rows is None:
             return self.of.state()

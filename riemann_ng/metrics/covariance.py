@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from ..errors import InvalidSetting, ObservationMismatch
 from ..inner_products import BlockDiagonal, Diagonal, Gram, InnerProduct, LowRank, second_moment
 from ..inner_products.symmetries import of_euclidean, with_lines
 from ..networks import Empirical, Estimator
 from ..networks.observation import LayerObservation, Observation
-from ..samples import Sample
-from ..samples.measures import times
 from . import structures
 from .base import RiemannianMetric, named
 from .centred import CentredGradients
 from .fisher import LAYERWISE
 from .gradient_moment import GradientMoment
+from .layer_moment import LayerMoment
 
 Kept = Literal["full", "dense", "dual", "block-diagonal", "unit-wise", "quasi-diagonal", "diagonal"]
 WHOLE = ("full", "dense", "dual")
@@ -98,8 +96,8 @@ class GradientCovariance(RiemannianMetric):
 
     def _centred(self, layer: LayerObservation) -> InnerProduct:
         gradients = layer.gradients
-        mean = gradients.mean().components
         if self.structure == "diagonal":
+            mean = gradients.mean().components
             whole = structures.diagonal(layer)
             n, k, t = gradients.counts
             mass = torch.as_tensor(gradients.measure.weights(gradients.counts)).expand(n, k, t).sum().to(mean)
@@ -109,20 +107,7 @@ class GradientCovariance(RiemannianMetric):
             return Diagonal.of(
                 layer.space, torch.where(told, entries, 0.0), name, with_lines(whole.symmetry, layer.space, name)
             )
-        return second_moment(less(gradients, mean), joint=True)
-
-
-def less(gradients: Sample, mean: Tensor) -> Sample:
-    """The gradients without their mean; what weighs nothing stays away."""
-    D = gradients.dense()
-    D = D - mean
-    w = gradients.measure.weights(gradients.counts)
-    if not isinstance(w, float):
-        D = times(D, (w.broadcast_to(gradients.counts) > 0).to(D))
-    data = D.reshape(*gradients.counts, *gradients.space.shape)
-    centred = Sample(gradients.space, data, gradients.measure, f"centred {gradients.name}")
-    centred.through = gradients.through
-    return centred
+        return CentredGradients(LayerMoment(layer), f"centred {second_moment(gradients).expression()}")
 
 
 def truncated(form: InnerProduct, rank: int, name: str) -> InnerProduct:

@@ -15,7 +15,7 @@ from ..networks.observation import LayerObservation
 from ..samples import Chunked, Compact
 from ..samples.measures import times
 from ..symmetry import Symmetry
-from .gradient_moment import PerExample
+from .gradients import PerExample
 from .layer_rows import LayerRows
 from .per_example import inputs_of, weights_of
 

@@ -46,7 +46,7 @@ from .resuming import OWN, checked_state, contiguous, state_of, take_over
 from .scaling import Units, units_of
 from .schedule import Schedule
 from .settings import check_settings, estimator_for, recipe_of
-from .steps import Displacement, QuadraticModel, Situation, StepRule
+from .steps import Displacement, QuadraticModel, Situation, StepRule, Taken, taken
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -82,7 +82,7 @@ class NaturalGradient(torch.optim.Optimizer):
         estimator: Estimator | None = None,
         decay: float = 0.9,
         schedule: Schedule = Schedule(),
-        step_size: StepRule = QuadraticModel(0.25),
+        step_size: StepRule = QuadraticModel(0.25, every=5),
         inversion: Inversion = Factorized(),
         solver: Solver | None = None,
         constants: ConstantBlocks = ConstantBlocks(),
@@ -108,7 +108,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.listeners: list[Heard] = []
         self.scaler: torch.amp.GradScaler | None = None
         self._before: Vector | None = None
-        self._length: float | None = None
+        self._last: Taken | None = None
         self._loaded: dict[str, Tensor] | None = None
         self._trouble: list[str] = []
         self._listener = Listener(self.network, self.estimator, metric.output, schedule.fraction, is_compiled(model))
@@ -214,9 +214,10 @@ class NaturalGradient(torch.optim.Optimizer):
             return self._skipped("a displacement that is not finite")
         actual = self._move(chosen, batch, units)
         if actual is not None and not math.isfinite(actual):
-            self._before, self._length = None, None
+            self._before, self._last = None, None
             return self._skipped("a step after which the loss was far above the model")
-        self._before, self._length = contiguous(chosen.vector) if self.momentum else None, chosen.length
+        self._before = contiguous(chosen.vector) if self.momentum else None
+        self._last = taken(chosen, df, proposal, self._last)
         if self.averaged is not None:
             self.averaged.add(self.network.parameters, self.steps)
         self.steps += 1
@@ -238,7 +239,9 @@ class NaturalGradient(torch.optim.Optimizer):
             batch,
             self.memory.reference,
             self.memory.damping,
-            self._length,
+            self._last,
+            self.steps,
+            self._adapts(),
         )
 
     def _skipped(self, why: str) -> StepReport:
@@ -253,7 +256,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _settle(self) -> None:
         """What is remembered, on the tangent space as the network has it by now."""
         if self.memory.settle(self.network.tangent_space):
-            self._before, self._length = None, None
+            self._before, self._last = None, None
             self._note("a layer that is read anew: the memory starts over")
         if self._loaded is not None:
             self._before, self._loaded = Vector(self.network.tangent_space, self._loaded), None

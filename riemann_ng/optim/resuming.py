@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..elements import Vector
 from ..errors import InvalidSetting
+from .steps import Taken
 
 if TYPE_CHECKING:
     from .natural_gradient import NaturalGradient
@@ -21,7 +23,7 @@ def state_of(opt: NaturalGradient) -> dict[str, Any]:
         "observations": opt.network._observations,
         "memory": opt.memory.state(),
         "displacement": opt._loaded if opt._before is None else dict(opt._before.blocks),
-        "length": opt._length,
+        "last": None if opt._last is None else dataclasses.asdict(opt._last),
         "averaged": None if opt.averaged is None else opt.averaged.state(),
         "tally": dict(opt.tally.counts),
     }
@@ -47,7 +49,8 @@ def checked_state(opt: NaturalGradient, state_dict: Mapping[str, Any]) -> dict[s
 def take_over(opt: NaturalGradient, own: Mapping[str, Any]) -> None:
     opt.steps, opt.network._observations = own["steps"], own["observations"]
     opt.memory.load(own["memory"])
-    opt._before, opt._loaded, opt._length = None, own["displacement"], own["length"]
+    opt._before, opt._loaded = None, own["displacement"]
+    opt._last = None if own["last"] is None else Taken(**own["last"])
     if opt.averaged is not None:
         opt.averaged.load(own["averaged"])
     opt.tally.counts.clear()

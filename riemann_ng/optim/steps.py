@@ -22,7 +22,8 @@ class Situation:
     """What a rule may look at. `proposal` is minus the natural gradient, `before` the last displacement.
 
     `metric` is damped, as the proposal was made with it; the quadratic model adds `damping` times `reference` to the
-    exact Fisher of the `batch`. `length` is that of the last displacement as the model measured it, if one did.
+    exact Fisher of the `batch`. `last` is how the last displacement was made. `looked_at` says that what becomes of the
+    loss will be looked at after this step, so a rule that makes a model makes one.
     """
 
     df: Covector
@@ -34,7 +35,19 @@ class Situation:
     batch: Batch
     reference: InnerProduct | None
     damping: float
-    length: float | None = None
+    last: Taken | None = None
+    step: int = 0
+    looked_at: bool = True
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How a displacement was made: its coefficients, |proposal|² in the metric, the last length that was measured."""
+
+    alpha: float
+    mu: float
+    squared: float
+    length: float | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,12 @@ class Displacement:
     def length(self) -> float | None:
         """How long the model measures it to be."""
         return None if self.model is None or self.coefficients is None else self.model.length(self.coefficients)
+
+
+def taken(chosen: Displacement, df: Covector, proposal: Vector, last: Taken | None) -> Taken | None:
+    """What the next step may want to know of this one. A length that was not measured is the last that was."""
+    length = chosen.length if chosen.model is not None else None if last is None else last.length
+    return Taken(chosen.alpha, chosen.mu, max(-float(df(proposal)), 0.0), length)
 
 
 class StepRule(ABC):
@@ -136,13 +155,17 @@ class QuadraticModel(StepRule):
     The learning rate multiplies the minimum: one for batches so large that their noise does not count, less where the
     minimum would fit it. The fraction is of `at_least` so many examples: curvature seen on a few is too small along
     directions that others bend. The momentum of the optimizer bounds the share of the last displacement: beyond one the
-    model would extrapolate what it has just done. Nor is a displacement more than `growth` times as long as the last
-    one, as the model measures both: at a cliff the gradient promises what no step can give. Along a degenerate pair of
-    directions the shorter combination is taken.
+    model would extrapolate what it has just done. Along a degenerate pair of directions the shorter combination is
+    taken.
+
+    A model is made every so many steps; in between the coefficients stay. No displacement is more than `growth` times
+    as long as the last one, as the model measures both, nor in between the share of the proposal, as the metric does:
+    at a cliff the gradient promises what no step can give.
     """
 
     fraction: float = 1.0
     at_least: int = 128
+    every: int = 1
     growth: float = 2.0
     needs_batch = True
 
@@ -151,18 +174,26 @@ class QuadraticModel(StepRule):
             raise InvalidSetting(
                 f"InvalidSetting in QuadraticModel: fraction={self.fraction!r}, expected one in (0, 1]."
             )
-        check_positive("QuadraticModel", "at_least", self.at_least)
-        check_positive("QuadraticModel", "growth", self.growth)
+        for name in ("at_least", "every", "growth"):
+            check_positive("QuadraticModel", name, getattr(self, name))
 
     def displacement(self, here: Situation) -> Displacement:
+        last = here.last
+        if last is not None and not here.looked_at and (here.step + 1) % self.every:
+            squared = -float(here.df(here.proposal))
+            longest = self.growth * abs(last.alpha) * last.squared**0.5
+            alpha = min(max(last.alpha, -longest / squared**0.5), longest / squared**0.5) if squared > 0 else last.alpha
+            if here.before is None or here.momentum == 0:
+                return Displacement(here.proposal * alpha, alpha, 0.0)
+            return Displacement(combined(here.proposal, alpha, here.before, last.mu), alpha, last.mu)
         directions = [here.proposal]
         if here.before is not None and here.momentum:
             directions.append(here.before)
         fraction = min(1.0, max(self.fraction, self.at_least / here.batch.examples))
         model = Model.along(directions, here.df, here.batch, fraction, here.reference, here.damping)
         best = model.minimum(here.momentum) * here.learning_rate
-        if here.length and (length := model.length(best)) > self.growth * here.length:
-            best = best * (self.growth * here.length / length)
+        if last is not None and last.length and (length := model.length(best)) > self.growth * last.length:
+            best = best * (self.growth * last.length / length)
         alpha, mu = float(best[0]), float(best[1]) if len(best) > 1 else 0.0
         single = len(best) == 1
         vector = here.proposal * alpha if single else combined(here.proposal, alpha, directions[1], mu)

@@ -44,7 +44,9 @@ def off(u: rng.Vector, v: rng.Vector) -> float:
     return float((u.components - v.components).norm() / v.components.norm())
 
 
-def step_is_off(network: rng.Network, x: Tensor, metric: rng.RiemannianMetric, seed: int, group: str = "affine") -> float:
+def step_is_off(
+    network: rng.Network, x: Tensor, metric: rng.RiemannianMetric, seed: int, group: str = "affine"
+) -> float:
     """By how much the step of the twin differs from the step, taken along. Labels are drawn in neither."""
     twin = twin_of(network, x, seed, group)
     xi = rng.Covector(network.tangent_space, Draws(seed).normal(network.tangent_space.dim))

@@ -116,7 +116,7 @@ def path_is_off(metric: rng.RiemannianMetric, seed: int, rate: float, steps: int
 @settings(max_examples=settings.default.max_examples // 10)
 @given(st.integers(0, 10**6))
 def test_theorem_03_of_the_library(seed):
-    """`natural_gradient` by `KFAC` in the twins of `reparametrize`: inputs, activations and outputs all moved, targets not."""
+    """`natural_gradient` by `KFAC` in the twins of `reparametrize`: every space is moved, and the targets stay."""
     assert path_is_off(rng.KFAC(), seed, rate=0.3) < 1e-7
 
 

@@ -135,3 +135,19 @@ def test_theorem_08_model_labels_average_to_the_fisher_and_data_labels_do_not():
     fisher = network.fisher(x).matrix()
     assert close(torch.einsum("y,yij->ij", model(x).softmax(-1)[0].detach(), moments), fisher)
     assert not any(close(m, fisher, 0.05) for m in moments)
+
+
+def test_theorem_08_of_the_library():
+    """`Exact` has no variance; that of `MonteCarlo` falls with the number of its draws; `Empirical` is no estimator."""
+    draws = Draws(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, CLASSES)).double()
+    x, y = draws.normal(4, 2), torch.tensor([0, 1, 2, 0])
+    network = rng.Network.from_torch(model, likelihood=rng.Categorical(), example=x)
+    fisher = network.fisher(x).matrix()
+    error = lambda estimator: float(  # noqa: E731
+        (rng.second_moment(network.observe(x, estimator).gradients).matrix() - fisher).norm() / fisher.norm()
+    )
+    assert error(rng.Exact()) < 1e-12
+    few, many = (max(error(rng.MonteCarlo(samples, seed)) for seed in range(5)) for samples in (20, 2000))
+    assert many < 0.05 < few
+    assert error(rng.Empirical(y)) > 0.2

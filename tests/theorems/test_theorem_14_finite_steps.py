@@ -106,3 +106,24 @@ def test_theorem_14_first_order_holds_for_the_library_and_not_for_euclid():
     pulled = J @ fisher @ J
     assert relative(1e-4, fisher, pulled) < 0.2 * relative(1e-3, fisher, pulled)
     assert relative(1e-4, eye, eye) > 0.9 * relative(1e-3, eye, eye)
+
+
+def test_theorem_14_of_the_library():
+    """`natural_gradient` of one function by weights, and by their logarithms: per step they part like eta."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, dtype=torch.float64, generator=generator)
+    y = torch.randint(0, 2, (30, 1), generator=generator).double()
+    w = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+
+    def relative(rate: float, metric: rng.RiemannianMetric) -> float:
+        steps = [
+            rng.natural_gradient(f, metric, x, y, parameters={"p": p}, likelihood=rng.Bernoulli()).components
+            for f, p in (
+                (lambda q, x: x @ q["p"][:, None], w.clone().requires_grad_()),
+                (lambda q, x: x @ q["p"].exp()[:, None], w.log().requires_grad_()),
+            )
+        ]
+        return float(((w - rate * steps[0]) - (w.log() - rate * steps[1]).exp()).norm() / rate)
+
+    assert relative(1e-4, rng.Fisher()) < 0.2 * relative(1e-3, rng.Fisher())
+    assert relative(1e-4, rng.EuclideanMetric()) > 0.9 * relative(1e-3, rng.EuclideanMetric())
