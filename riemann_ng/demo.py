@@ -1,4 +1,4 @@
-"""`riemann-ng demo`: the algebra on one layer. Every line shown is the line that runs."""
+"""`riemann-ng demo`: the algebra on one layer, then a whole module. Every line shown is the line that runs."""
 
 from __future__ import annotations
 
@@ -69,6 +69,35 @@ print(natural.symmetry)
         """
 few = rng.Sample(A.hull, rng.Point(A, torch.randn(2, 5, dtype=torch.float64)).in_hull().data, name="two inputs")
 (rng.second_moment(cotangents) * rng.second_moment(few)).sharp(gradient)
+""",
+    ),
+    (
+        "A whole module is read as typed layers, and the reading is held against autograd.",
+        """
+x = torch.randn(256, 4, dtype=torch.float64)
+y = (x @ torch.randn(4, 3, dtype=torch.float64)).argmax(1)
+model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)).double()
+network = rng.Network.from_torch(model, likelihood=rng.Categorical(), example=x, name="net")
+print(network.coverage())
+""",
+    ),
+    (
+        "A metric is an inner product at every point. Metrics add and scale, and one function makes the step of any.",
+        """
+metric = rng.KFAC() + 1e-2 * rng.EuclideanMetric()
+print(metric, "on layer 0 is", metric.at(network.observe(x)).restrict("0").expression())
+for m in (metric, rng.Fisher() + 1e-2 * rng.EuclideanMetric()): print(m, rng.natural_gradient(network, m, x, y))
+rng.natural_gradient(network, rng.KFAC(), x, y)
+""",
+    ),
+    (
+        "In a training loop it is an optimizer like any other.",
+        """
+optimizer = rng.optim.NaturalGradient(model, likelihood=rng.Categorical())
+criterion = torch.nn.functional.cross_entropy
+print(f"loss {float(criterion(model(x), y).detach()):.4f}")
+for _ in range(60): optimizer.zero_grad(); criterion(model(x), y).backward(); optimizer.step()
+print(f"loss {float(criterion(model(x), y).detach()):.4f}, {optimizer.report}")
 """,
     ),
 ]
