@@ -57,9 +57,14 @@ def pencil_of(g: Paired, reference: Paired, like: Tensor | None) -> FrameFactor:
 
 def pencil_of_members(g: Paired, reference: Paired, like: Tensor) -> FrameFactor:
     """As `pencil_of`, for each member of a family by itself, with its own notion of what is zero."""
-    matrices, factor = blocks(g, like), factorize_dense(blocks(reference, like))
+    return pencil_of_blocks(blocks(g, like), blocks(reference, like))
+
+
+def pencil_of_blocks(matrices: Tensor, references: Tensor) -> FrameFactor:
+    """The frames, orthonormal for each of the references (m, d, d), in which the matrices are diagonal one by one."""
+    factor = factorize_dense(references)
     m, d = matrices.shape[:2]
-    eye = torch.eye(d, dtype=like.dtype, device=like.device)
+    eye = torch.eye(d, dtype=matrices.dtype, device=matrices.device)
     frames = factor.frame(eye.repeat(1, m)).reshape(d, m, d).permute(1, 2, 0)
     whitened = frames.mT @ matrices @ frames
     values, vectors = torch.linalg.eigh((whitened + whitened.mT) / 2)

@@ -19,7 +19,7 @@ from .base import InnerProduct, State, kind
 from .common import known_as
 from .kronecker import Kronecker
 from .members import blocks
-from .pencils import DIAGONAL
+from .pencils import DIAGONAL, pencil_of_blocks
 from .quasi_diagonal import CompletedSquares, QuasiDiagonal, named_by_units, units_and_rest
 from .symmetries import of_matrix
 
@@ -122,14 +122,7 @@ class UnitWise(InnerProduct):
         theirs = unit_blocks(reference, self.entries)
         if theirs is None:
             return super().pencil_with(reference, like)
-        frame = factorize_dense(theirs)
-        units, d = self.entries.shape[:2]
-        eye = torch.eye(d, dtype=theirs.dtype, device=theirs.device)
-        E = frame.frame_columns(eye.repeat(units, 1)).reshape(units, d, d)
-        whitened = E.mT @ self.entries @ E
-        values, vectors = torch.linalg.eigh((whitened + whitened.mT) / 2)
-        told = values > tolerance_of(theirs) * values.amax(-1, keepdim=True)
-        return FrameFactor([E @ vectors], torch.where(told, values, 0.0), -frame.logdet / 2)
+        return pencil_of_blocks(self.entries, theirs)
 
     @property
     def symmetry(self) -> Symmetry:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -93,41 +93,79 @@ def open_attention(module: nn.Module, record: Record) -> Callable[..., Any]:
     ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested or (is_causal and attn_mask is None):
             return plain(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-        batched, first = query.dim() == 3, m.batch_first
-        if not batched:
-            query, key, value = (x[None] for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        n, heads, width = query.shape[0], m.num_heads, m.head_dim
-        q, k, v = project(query, key, value)
-        if m.bias_k is not None and m.bias_v is not None:
-            k = torch.cat([k, m.bias_k.expand(n, 1, -1)], 1)
-            v = torch.cat([v, m.bias_v.expand(n, 1, -1)], 1)
-        if m.add_zero_attn:
-            k, v = (torch.cat([t, t.new_zeros(n, 1, m.embed_dim)], 1) for t in (k, v))
-        q, k, v = (t.unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v))
-        # torch takes the hint for the mask in this case; appended keys are then hidden from all queries
-        causal = is_causal and key_padding_mask is None and not need_weights
-        mask = None if causal else merged_mask(attn_mask, key_padding_mask, q, k)
-        dropout = m.dropout if m.training else 0.0
-        weights = None
-        if need_weights:
-            scores = (q * math.sqrt(1 / width)) @ k.mT
-            weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            weights = nn.functional.dropout(weights, dropout) if dropout else weights
-            mixed = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-        mixed = mixed.permute(2, 0, 1, 3).flatten(-2)  # time first in memory, as torch has it: dropout goes by memory
-        y = linear(mixed, m.out_proj.weight, m.out_proj.bias)
-        record("out", mixed, y)
-        if not batched:
-            return y[:, 0], None if weights is None else weights[0]
-        return (y.transpose(0, 1) if first else y), weights
+
+        def out(mixed: Tensor) -> Tensor:
+            y = linear(mixed, m.out_proj.weight, m.out_proj.bias)
+            record("out", mixed, y)
+            return y
+
+        return attended(
+            m, project, out, query, key, value, key_padding_mask, need_weights, attn_mask,
+            average_attn_weights, is_causal,
+        )  # fmt: skip
 
     return forward
+
+
+class Attention(Protocol):
+    """What is to be known of an attention module beside its affine maps."""
+
+    num_heads: int
+    head_dim: int
+    embed_dim: int
+    batch_first: bool
+    dropout: float
+    add_zero_attn: bool
+    bias_k: Tensor | None
+    bias_v: Tensor | None
+    training: bool
+
+
+def attended(
+    m: Attention,
+    project: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]],
+    out: Callable[[Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`nn.MultiheadAttention` with its affine maps given: `project` to queries, keys and values, and `out`."""
+    batched, first = query.dim() == 3, m.batch_first
+    if not batched:
+        query, key, value = (x[None] for x in (query, key, value))
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+    elif not first:
+        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    n, heads, width = query.shape[0], m.num_heads, m.head_dim
+    q, k, v = project(query, key, value)
+    if m.bias_k is not None and m.bias_v is not None:
+        k = torch.cat([k, m.bias_k.expand(n, 1, -1)], 1)
+        v = torch.cat([v, m.bias_v.expand(n, 1, -1)], 1)
+    if m.add_zero_attn:
+        k, v = (torch.cat([t, t.new_zeros(n, 1, m.embed_dim)], 1) for t in (k, v))
+    q, k, v = (t.unflatten(-1, (heads, width)).transpose(1, 2) for t in (q, k, v))
+    # torch takes the hint for the mask in this case; appended keys are then hidden from all queries
+    causal = is_causal and key_padding_mask is None and not need_weights
+    mask = None if causal else merged_mask(attn_mask, key_padding_mask, q, k)
+    dropout = m.dropout if m.training else 0.0
+    weights = None
+    if need_weights:
+        scores = (q * math.sqrt(1 / width)) @ k.mT
+        weights = torch.softmax(scores if mask is None else scores + mask, -1)
+        weights = nn.functional.dropout(weights, dropout) if dropout else weights
+        mixed = weights @ v
+        weights = weights.mean(1) if average_attn_weights else weights
+    else:
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+    y = out(mixed.permute(2, 0, 1, 3).flatten(-2))  # time first in memory, as torch has it: dropout goes by memory
+    if not batched:
+        return y[:, 0], None if weights is None else weights[0]
+    return (y.transpose(0, 1) if first else y), weights
 
 
 def merged_mask(attention: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:

@@ -6,7 +6,6 @@ and hold the same numbers. Parameters that modules share stay shared.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ..networks.blocks import register_layer
-from ..networks.expansions import merged_mask
+from ..networks.expansions import attended
 from ..networks.readers import ScaleShiftReader
 from ..networks.recurrent import step_of
 from .frame import Frame
@@ -76,39 +75,17 @@ class OpenAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        batched = query.dim() == 3
-        if not batched:
-            query, key, value = (x[None] for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        n = query.shape[0]
-        q, k, v = (self.get_submodule(part)(x) for part, x in zip("qkv", (query, key, value), strict=True))
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(n, 1, -1)], 1)
-            v = torch.cat([v, self.bias_v.expand(n, 1, -1)], 1)
-        if self.add_zero_attn:
-            k, v = (torch.cat([t, t.new_zeros(n, 1, self.embed_dim)], 1) for t in (k, v))
-        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        causal = is_causal and key_padding_mask is None and not need_weights
-        if causal and attn_mask is None:
-            attn_mask = nn.Transformer.generate_square_subsequent_mask(q.shape[2], q.device, q.dtype)
-            causal = False
-        mask = None if causal else merged_mask(attn_mask, key_padding_mask, q, k)
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = (q * math.sqrt(1 / self.head_dim)) @ k.mT
-            weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            weights = nn.functional.dropout(weights, dropout) if dropout else weights
-            mixed = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-        y = self.out(mixed.permute(2, 0, 1, 3).flatten(-2))
-        if not batched:
-            return y[:, 0], None if weights is None else weights[0]
-        return (y.transpose(0, 1) if self.batch_first else y), weights
+        if is_causal and attn_mask is None and key_padding_mask is None and not need_weights:
+            time = query.shape[1 if query.dim() == 3 and self.batch_first else 0]
+            attn_mask = nn.Transformer.generate_square_subsequent_mask(time, query.device, query.dtype)
+            is_causal = False
+        return attended(
+            self, self._project, self.out, query, key, value, key_padding_mask, need_weights, attn_mask,
+            average_attn_weights, is_causal,
+        )  # fmt: skip
+
+    def _project(self, *inputs: Tensor) -> list[Tensor]:
+        return [self.get_submodule(part)(x) for part, x in zip("qkv", inputs, strict=True)]
 
 
 class OpenSweep(nn.Module):
