@@ -43,7 +43,7 @@ from riemann_ng.norms import (
     InvalidNorm,
     Linear,
     Max,
-    Modular,
+    ModularNorm,
     NewtonSchulz,
     Norm,
     PerSlice,
@@ -555,7 +555,7 @@ BAD: list[tuple[Callable[[], object], type[RiemannError], str]] = [
     (
         lambda: Spectral(between=normal(3, 3)),
         InvalidNorm,
-        r"is a product of two, g \* a, got float64\[3, 3\]. Leave it out",
+        r"is a product of two, g \* a, or a metric of such values, as KFAC\(\), got float64\[3, 3\]. Leave it out",
     ),
     (
         lambda: Spectral(method="fast"),
@@ -627,4 +627,4 @@ def test_gradients_flow_through_forms_and_nothing_of_them_is_kept():
 
 
 def test_modular_is_a_norm_here_too():
-    assert isinstance(Conv("c", S * C.dual * K, K), Modular)
+    assert isinstance(Conv("c", S * C.dual * K, K), ModularNorm)

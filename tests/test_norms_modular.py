@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 
 from riemann_ng import Covector, DirectSum, Family, Hom, Space, Vector
 from riemann_ng.errors import SpaceMismatch
-from riemann_ng.norms import Bond, Conv, Embed, InvalidNorm, Linear, Max, Modular, NewtonSchulz, Sign, concatenate
+from riemann_ng.norms import Bond, Conv, Embed, InvalidNorm, Linear, Max, ModularNorm, NewtonSchulz, Sign, concatenate
 
 F64 = torch.float64
 X, H, Y, T = Space("X", 3), Space("H", 5), Space("Y", 4), Space("tokens", 6)
@@ -88,9 +88,9 @@ def test_grouped_convolutions_and_families_of_maps():
 # The rules
 
 
-def chain(s1: float = 1.0, s2: float = 1.0, m1: float = 1.0, m2: float = 1.0) -> tuple[Modular, Modular]:
-    first = Modular.atom("1", Sign(X), m1, s1)
-    return first, Modular.atom("2", Sign(Y), m2, s2)
+def chain(s1: float = 1.0, s2: float = 1.0, m1: float = 1.0, m2: float = 1.0) -> tuple[ModularNorm, ModularNorm]:
+    first = ModularNorm.atom("1", Sign(X), m1, s1)
+    return first, ModularNorm.atom("2", Sign(Y), m2, s2)
 
 
 positive = st.floats(0.1, 10)
@@ -118,9 +118,9 @@ def test_the_rules_as_published(s1: float, s2: float, m1: float, m2: float, c: f
 @given(st.lists(st.tuples(positive, positive), min_size=3, max_size=3), positive)
 @settings(max_examples=FEW)
 def test_the_algebra_is_associative_and_bonds_are_maps_without_weights(numbers: list[tuple[float, float]], c: float):
-    f, g, h = (Modular.atom(name, Sign(X), m, s) for name, (m, s) in zip("fgh", numbers, strict=True))
+    f, g, h = (ModularNorm.atom(name, Sign(X), m, s) for name, (m, s) in zip("fgh", numbers, strict=True))
 
-    def same(a: Modular, b: Modular) -> bool:
+    def same(a: ModularNorm, b: ModularNorm) -> bool:
         close = [a.factors[k] == pytest.approx(b.factors[k]) for k in a.factors]
         return all(close) and a.space == b.space and (a.mass, a.sensitivity) == pytest.approx((b.mass, b.sensitivity))
 
@@ -153,7 +153,7 @@ def slope(f: Callable[[dict[str, Tensor]], Tensor], w: dict[str, Tensor], along:
     return change
 
 
-def residual(masses: tuple[float, float, float] = (1.0, 2.0, 0.5), stream: float = 0.5) -> Modular:
+def residual(masses: tuple[float, float, float] = (1.0, 2.0, 0.5), stream: float = 0.5) -> ModularNorm:
     """x ↦ 2 W₃ (c h + ½ tanh(W₂ h)) with h = W₁ x. With c = ½ nothing inside exceeds the size 1."""
     block = Bond(stream) + 0.5 * (Bond() @ Linear("2", Hom(H, H), masses[1]))
     return 2 * (Linear("3", Hom(H, Y), masses[2]) @ block @ Linear("1", Hom(X, H), masses[0]))
@@ -260,7 +260,7 @@ def test_reprs_are_expressions_and_on_reorders_the_summands():
     here = norm.sharp(Covector(norm.space, {k: xi[k] for k in norm.space}))
     for k in norm.space:
         torch.testing.assert_close(there[k], here[k])
-    assert Modular.atom("a", Sign()).on(DirectSum({"a": X})).space == DirectSum({"a": X})
+    assert ModularNorm.atom("a", Sign()).on(DirectSum({"a": X})).space == DirectSum({"a": X})
 
 
 def test_the_symmetry_is_that_of_the_layers():
@@ -276,11 +276,19 @@ def test_the_symmetry_is_that_of_the_layers():
     ("call", "error", "text"),
     [
         (lambda: chain()[0] @ chain()[0], InvalidNorm, "two layers are named '1'. Name them apart"),
-        (lambda: chain()[0] @ Sign(X), InvalidNorm, r"after Sign .* Modules are made with Modular.atom\(name, norm\)"),
-        (lambda: chain()[0] + Sign(X), InvalidNorm, r"and Sign .* Modules are made with Modular.atom\(name, norm\)"),
+        (
+            lambda: chain()[0] @ Sign(X),
+            InvalidNorm,
+            r"after Sign .* Modules are made with ModularNorm.atom\(name, norm\)",
+        ),
+        (
+            lambda: chain()[0] + Sign(X),
+            InvalidNorm,
+            r"and Sign .* Modules are made with ModularNorm.atom\(name, norm\)",
+        ),
         (lambda: concatenate(), InvalidNorm, "concatenate: expected modules, got none"),
         (lambda: concatenate(Sign(X)), InvalidNorm, "concatenate: expected modules, got Sign"),  # type: ignore[arg-type]
-        (lambda: Modular.atom("a", X), InvalidNorm, "the norm of 'a' is Space .* Give a Norm"),  # type: ignore[arg-type]
+        (lambda: ModularNorm.atom("a", X), InvalidNorm, "the norm of 'a' is Space .* Give a Norm"),  # type: ignore[arg-type]
         (
             lambda: Linear("a", Hom(X, Y), mass=0.0),
             InvalidNorm,

@@ -3,6 +3,7 @@
 from .base import InvalidNorm as InvalidNorm
 from .base import Norm as Norm
 from .base import Scaled as Scaled
+from .by_layer import ByLayer as ByLayer
 from .composed import Max as Max
 from .composed import PerSlice as PerSlice
 from .coordinates import Sign as Sign
@@ -15,6 +16,9 @@ from .modular import Bond as Bond
 from .modular import Conv as Conv
 from .modular import Embed as Embed
 from .modular import Linear as Linear
-from .modular import Modular as Modular
+from .modular import ModularNorm as ModularNorm
 from .modular import concatenate as concatenate
+from .of_module import Modular as Modular
 from .spectral import Spectral as Spectral
+from .steepest import norm_at as norm_at
+from .steepest import steepest_ascent as steepest_ascent

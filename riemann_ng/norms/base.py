@@ -11,13 +11,17 @@ one generic test that every kind enters:
 
 Where several vectors of unit norm attain the maximum, `sharp` is one that names nothing more than the norm does: on
 what ξ does not see it is zero. A batch of elements is taken one by one.
+
+Over the parameters of a network a norm is a field: `over(network)` puts it there, and one that is made of a `metric`
+is a norm at every point, `at(observation)`, as a metric is an inner product there.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +29,10 @@ from torch import Tensor
 from ..elements import Covector, Element, Vector, describe
 from ..errors import DtypeMismatch, NonFinite, RiemannError, SpaceMismatch
 from ..inner_products import InnerProduct
+from ..metrics import RiemannianMetric
+from ..metrics.base import value_at
+from ..networks import Network
+from ..networks.observation import Observation
 from ..spaces import DirectSum, VectorSpace
 from ..symmetry import Symmetry
 
@@ -34,6 +42,11 @@ class InvalidNorm(RiemannError):
 
 
 def symmetry_unknown(norm: Norm) -> InvalidNorm:
+    if norm.metric is not None:
+        return InvalidNorm(
+            f"InvalidNorm in symmetry: {norm!r} is a norm at every point, with the symmetry of the metric's value "
+            f"there: norm.at(observation).symmetry."
+        )
     return InvalidNorm(
         f"InvalidNorm in symmetry: {norm!r} takes the coordinates of any space, so it is not known which it names. "
         f"Bind it: norm.on(V).symmetry."
@@ -47,6 +60,8 @@ class Norm(ABC):
     """
 
     space: VectorSpace | None
+    metric: RiemannianMetric | None = None
+    """The metric it is made of: then it is a norm at each point, `at(observation)`. None: it is the same everywhere."""
 
     # What a kind says of itself; elements are checked already, and `space` is known
 
@@ -97,9 +112,39 @@ class Norm(ABC):
 
     def bound_to(self, space: VectorSpace) -> Norm:
         """`on` for a norm that knows no space; others refuse."""
+        if self.metric is not None:
+            raise needs_a_point(self, "on")
         raise SpaceMismatch(
             f"SpaceMismatch in on: {self!r} is a norm on {self.space}, not on {space}. Build the norm on {space}."
         )
+
+    # Over the parameters of a network
+
+    def over(self, network: Network) -> Norm:
+        """The norm on this network's tangent space; one made of a metric has still to be taken `at` a point."""
+        return self if self.metric is not None else self.on(network.tangent_space)
+
+    def at(self, observation: Observation) -> Norm:
+        """The norm on `observation.space` where the observation was made."""
+        if self.metric is None:
+            return self.on(observation.space)
+        return self.with_value(value_at(self.metric, observation))
+
+    def with_value(self, g: InnerProduct) -> Norm:
+        """`at` where the metric's value, or its average, is known to be g."""
+        return self.on(g.space)
+
+    def with_forms(self, change: Callable[[Any], Any]) -> Norm:
+        """The norm with its metrics and inner products replaced: as they are carried to another network, say."""
+        return self
+
+    def as_read(self, network: Network) -> Norm:
+        """The norm with what it reads of a module read once, of this one: for others that compute the same."""
+        return self
+
+    def summands(self) -> dict[str, Norm] | None:
+        """The norms of which it is the largest, by the names of the summands of its space; None where it is not."""
+        return None
 
     def __rmul__(self, c: float) -> Norm:
         return Scaled(c, self)
@@ -137,6 +182,13 @@ class Norm(ABC):
         return norm
 
 
+def needs_a_point(norm: Norm, call: str) -> InvalidNorm:
+    return InvalidNorm(
+        f"InvalidNorm in {call}: {norm!r} is a norm at every point, made of what was observed there. Take it at one: "
+        f"norm.at(network.observe(x))."
+    )
+
+
 def _check_finite(e: Element, call: str) -> None:
     parts = {"": e.data} if e.in_one_piece else e.blocks
     if all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in parts.values()):
@@ -168,6 +220,7 @@ class Scaled(Norm):
 
     def __init__(self, scalar: float, of: Norm):
         self.scalar, self.of, self.space = positive("*", f"a multiple of {of!r}", scalar), of, of.space
+        self.metric = of.metric
 
     def norm_of(self, v: Element) -> Tensor:
         return self.of.norm_of(v) * self.scalar
@@ -180,6 +233,22 @@ class Scaled(Norm):
 
     def bound_to(self, space: VectorSpace) -> Norm:
         return Scaled(self.scalar, self.of.on(space))
+
+    def over(self, network: Network) -> Norm:
+        return Scaled(self.scalar, self.of.over(network))
+
+    def with_value(self, g: InnerProduct) -> Norm:
+        return Scaled(self.scalar, self.of.with_value(g))
+
+    def with_forms(self, change: Callable[[Any], Any]) -> Norm:
+        return Scaled(self.scalar, self.of.with_forms(change))
+
+    def as_read(self, network: Network) -> Norm:
+        return Scaled(self.scalar, self.of.as_read(network))
+
+    def summands(self) -> dict[str, Norm] | None:
+        parts = self.of.summands()
+        return None if parts is None else {name: Scaled(self.scalar, norm) for name, norm in parts.items()}
 
     @property
     def symmetry(self) -> Symmetry:

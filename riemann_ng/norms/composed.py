@@ -5,7 +5,8 @@ The dual norm is the sum of the parts' dual norms, and `sharp` takes each part f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class Max(Norm):
 
     def on(self, space: VectorSpace) -> Norm:
         return self if self.space == space else self.bound_to(space)
+
+    def summands(self) -> dict[str, Norm]:
+        return dict(self.parts)
+
+    def with_forms(self, change: Callable[[Any], Any]) -> Norm:
+        return Max({name: norm.with_forms(change) for name, norm in self.parts.items()})
 
     def norm_of(self, v: Element) -> Tensor:
         return torch.stack([norm.norm_of(v.component(name)) for name, norm in self.parts.items()]).amax(0)
@@ -83,7 +90,7 @@ class PerSlice(Norm):
         self.position = len(factors) if position is None else position
         if not 0 <= self.position <= len(factors):
             raise InvalidNorm(f"InvalidNorm in PerSlice: position {position} of {len(factors) + 1} factors.")
-        self.slice_norm, self.over = norm, over
+        self.slice_norm, self.sliced = norm, over
         self.axis = -1 - sum(len(V.shape) for V in factors[self.position :])
         factors.insert(self.position, over)
         space = tensor_product(*factors)
@@ -110,10 +117,45 @@ class PerSlice(Norm):
 
     @property
     def symmetry(self) -> Symmetry:
-        return self.slice_norm.symmetry * of_units(self.over, f"slices along {self.over}")
+        return self.slice_norm.symmetry * of_units(self.sliced, f"slices along {self.sliced}")
 
     def expression(self) -> str:
-        return f"PerSlice({self.slice_norm.expression()}, {self.over})"
+        return f"PerSlice({self.slice_norm.expression()}, {self.sliced})"
 
     def forms(self) -> Iterator[InnerProduct]:
         return self.slice_norm.forms()
+
+
+class Viewed(Norm):
+    """A norm on a space whose components, in their order, are those of the space of another norm."""
+
+    space: VectorSpace
+
+    def __init__(self, norm: Norm, space: VectorSpace):
+        if norm.space is None or norm.space.dim != space.dim:
+            raise InvalidNorm(f"InvalidNorm in Viewed: {norm!r} on {space}, which has other components.")
+        self.of, self.space = norm, space
+
+    def _there(self, e: Element, dual: bool) -> Vector:
+        assert self.of.space is not None
+        V, lead = self.of.space, e.data.shape[: e.data.ndim - len(self.space.shape)]
+        return Vector._of(V.dual if dual else V, e.data.reshape(*lead, *V.shape))
+
+    def norm_of(self, v: Element) -> Tensor:
+        return self.of.norm_of(self._there(v, False))
+
+    def dual_norm_of(self, covector: Element) -> Tensor:
+        return self.of.dual_norm_of(self._there(covector, True))
+
+    def sharp_of(self, covector: Element) -> Vector:
+        return Vector._of(self.space, self.of.sharp_of(self._there(covector, True)).data.reshape(covector.data.shape))
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return self.of.symmetry
+
+    def expression(self) -> str:
+        return self.of.expression()
+
+    def forms(self) -> Iterator[InnerProduct]:
+        return self.of.forms()

@@ -31,6 +31,9 @@ class Sign(Norm):
     def bound_to(self, space: VectorSpace) -> Norm:
         return Sign(space)
 
+    def summands(self) -> dict[str, Norm] | None:
+        return {name: Sign(V) for name, V in self.space.parts} if isinstance(self.space, DirectSum) else None
+
     @property
     def symmetry(self) -> Symmetry:
         if self.space is None:
@@ -59,5 +62,5 @@ def of_units(space: VectorSpace, source: str) -> Symmetry:
     for base in space.bases:
         symmetry = Symmetry.naming(Structure(base, "units", source=source), weight={base: sign})
         if isinstance(plain, Hull):
-            symmetry = symmetry.with_structure(Structure(base, "origin", source=source))
+            symmetry = symmetry + Symmetry.naming(Structure(base, "origin", source=source))  # its last unit weighs 0
     return symmetry

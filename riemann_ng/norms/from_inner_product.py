@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class FromInnerProduct(Norm):
                 f"A matrix is Gram(V, matrix)."
             )
         self.g, self.space = g, g.space
+
+    def with_forms(self, change: Callable[[Any], Any]) -> Norm:
+        return FromInnerProduct(change(self.g))
 
     def norm_of(self, v: Element) -> Tensor:
         v, size = _at_unit_size(v)

@@ -31,13 +31,13 @@ from .from_inner_product import root_mean_square
 from .matrix_sign import MatrixSign
 from .spectral import Spectral
 
-MAKE_MODULES = "Modules are made with Modular.atom(name, norm)."
+MAKE_MODULES = "Modules are made with ModularNorm.atom(name, norm)."
 
 
-class Modular(Norm):
+class ModularNorm(Norm):
     """A norm on a direct sum of layers, with `mass`, `sensitivity` and the `budgets` that its composition derives.
 
-    Made of atoms (`Linear`, `Embed`, `Conv`, or any norm: `Modular.atom(name, norm)`) and of `Bond`s, which have
+    Made of atoms (`Linear`, `Embed`, `Conv`, or any norm: `ModularNorm.atom(name, norm)`) and of `Bond`s, which have
     no weights, by `@`, `+`, `concatenate` and multiples. The summands stand in the order of evaluation.
     """
 
@@ -52,10 +52,12 @@ class Modular(Norm):
     @classmethod
     def atom(
         cls, name: str, norm: Norm, mass: float = 1.0, sensitivity: float = 1.0, text: str | None = None
-    ) -> Modular:
+    ) -> ModularNorm:
         """One layer: ‖∂f/∂w · Δw‖ <= norm(Δw) for inputs of size 1, and its slope is at most `sensitivity`."""
         if not isinstance(norm, Norm):
-            raise InvalidNorm(f"InvalidNorm in Modular.atom: the norm of {name!r} is {describe(norm)}. Give a Norm.")
+            raise InvalidNorm(
+                f"InvalidNorm in ModularNorm.atom: the norm of {name!r} is {describe(norm)}. Give a Norm."
+            )
         mass, sensitivity = positive(name, "the mass", mass), positive(name, "the sensitivity", sensitivity)
         return cls({name: norm}, {name: 1.0}, mass, sensitivity, text or f"atom({name!r}, {norm.expression()})")
 
@@ -64,33 +66,33 @@ class Modular(Norm):
         """The norm of each layer's part in a step of norm 1."""
         return {name: 1 / factor for name, factor in self.factors.items()}
 
-    def with_mass(self, mass: float) -> Modular:
+    def with_mass(self, mass: float) -> ModularNorm:
         """The same module with another share in what it becomes a part of."""
         mass = positive("with_mass", "the mass", mass)
         if self._max is None:
             raise InvalidNorm(f"InvalidNorm in with_mass: {self.text} has no weights, so its mass is 0.")
-        return Modular(self.norms, self.factors, mass, self.sensitivity, f"({self.text}).with_mass({mass:.4g})")
+        return ModularNorm(self.norms, self.factors, mass, self.sensitivity, f"({self.text}).with_mass({mass:.4g})")
 
-    def __matmul__(self, inner: Modular) -> Modular:
-        if not isinstance(inner, Modular):
+    def __matmul__(self, inner: ModularNorm) -> ModularNorm:
+        if not isinstance(inner, ModularNorm):
             raise InvalidNorm(f"InvalidNorm in @: {self.text} after {describe(inner)}. {MAKE_MODULES}")
         text = f"{self.text} @ {inner.text}"
         return _joined([(inner, self.sensitivity), (self, 1.0)], self.sensitivity * inner.sensitivity, text)
 
-    def __add__(self, other: Modular) -> Modular:
+    def __add__(self, other: ModularNorm) -> ModularNorm:
         """The sum of what the two give on the same input."""
-        if not isinstance(other, Modular):
+        if not isinstance(other, ModularNorm):
             raise InvalidNorm(f"InvalidNorm in +: {self.text} and {describe(other)}. {MAKE_MODULES}")
         return _joined(
             [(self, 1.0), (other, 1.0)], self.sensitivity + other.sensitivity, f"({self.text} + {other.text})"
         )
 
-    def __rmul__(self, c: float) -> Modular:
+    def __rmul__(self, c: float) -> ModularNorm:
         """The module with its output multiplied by c."""
         size = positive("*", f"the size of a multiple of {self.text}", abs(c))
         factors = {name: size * factor for name, factor in self.factors.items()}
         text = f"{float(c):.4g} * {self.text}"
-        return Modular(self.norms, factors, self.mass, size * self.sensitivity, text)
+        return ModularNorm(self.norms, factors, self.mass, size * self.sensitivity, text)
 
     __mul__ = __rmul__
 
@@ -100,6 +102,9 @@ class Modular(Norm):
 
     def on(self, space: VectorSpace) -> Norm:
         return self if self.space == space else self.bound_to(space)
+
+    def summands(self) -> dict[str, Norm] | None:
+        return None if self._max is None else self._max.summands()
 
     def norm_of(self, v: Element) -> Tensor:
         return self._whole().norm_of(v)
@@ -115,7 +120,7 @@ class Modular(Norm):
             names = f"a direct sum of {', '.join(map(repr, self.norms))}" if self.norms else "no space: no weights"
             raise SpaceMismatch(f"SpaceMismatch in on: {self.text} is a norm on {names}; got {space}.")
         norms = {name: self.norms[name].on(V) for name, V in space.parts}
-        return Modular(norms, self.factors, self.mass, self.sensitivity, self.text)
+        return ModularNorm(norms, self.factors, self.mass, self.sensitivity, self.text)
 
     @property
     def symmetry(self) -> Symmetry:
@@ -129,7 +134,7 @@ class Modular(Norm):
             yield from norm.forms()
 
 
-def _joined(parts: list[tuple[Modular, float]], sensitivity: float, text: str) -> Modular:
+def _joined(parts: list[tuple[ModularNorm, float]], sensitivity: float, text: str) -> ModularNorm:
     """Modules side by side, each with what multiplies its norm besides its share of the mass."""
     mass = sum(module.mass for module, _ in parts)
     norms: dict[str, Norm] = {}
@@ -141,40 +146,41 @@ def _joined(parts: list[tuple[Modular, float]], sensitivity: float, text: str) -
                     f"InvalidNorm in {text}: two layers are named {name!r}. Name them apart: each has its own."
                 )
             norms[name], factors[name] = norm, times * mass / module.mass * module.factors[name]
-    return Modular(norms, factors, mass, sensitivity, text)
+    return ModularNorm(norms, factors, mass, sensitivity, text)
 
 
-def concatenate(*modules: Modular) -> Modular:
+def concatenate(*modules: ModularNorm) -> ModularNorm:
     """The modules side by side on the same input, their outputs as a tuple, whose size is the sum of their sizes."""
-    if not modules or not all(isinstance(module, Modular) for module in modules):
+    if not modules or not all(isinstance(module, ModularNorm) for module in modules):
         given = ", ".join(map(describe, modules)) or "none"
         raise InvalidNorm(f"InvalidNorm in concatenate: expected modules, got {given}. {MAKE_MODULES}")
     text = f"concatenate({', '.join(module.text for module in modules)})"
     return _joined([(module, 1.0) for module in modules], sum(module.sensitivity for module in modules), text)
 
 
-def Bond(sensitivity: float = 1.0) -> Modular:
+def Bond(sensitivity: float = 1.0) -> ModularNorm:
     """A map without weights, whose slope is at most `sensitivity`: ReLU, tanh, the identity of a residual sum."""
-    return Modular({}, {}, 0.0, positive("Bond", "the sensitivity", sensitivity), f"Bond({sensitivity:.4g})")
+    return ModularNorm({}, {}, 0.0, positive("Bond", "the sensitivity", sensitivity), f"Bond({sensitivity:.4g})")
 
 
-def Linear(name: str, space: VectorSpace, mass: float = 1.0, method: MatrixSign | None = None) -> Modular:
+def Linear(name: str, space: VectorSpace, mass: float = 1.0, method: MatrixSign | None = None) -> ModularNorm:
     """W ↦ W x on Hom(V, S): the operator norm for root mean squares, `sharp(ξ) = √(dim S / dim V) msgn(ξ)`."""
-    rows, columns = _matrix_of(space, f"Linear({name!r})")
-    return Modular.atom(name, _rms_operator_norm(space, rows, columns, method), mass, text=f"Linear({name!r})")
+    return ModularNorm.atom(name, rms_operator_norm(space, method, f"Linear({name!r})"), mass, text=f"Linear({name!r})")
 
 
-def Embed(name: str, space: VectorSpace, mass: float = 1.0) -> Modular:
+def Embed(name: str, space: VectorSpace, mass: float = 1.0) -> ModularNorm:
     """Columns of a table, on Hom(tokens, S): the largest root mean square of one; `sharp` brings each of them to 1."""
     if len(space.factors) < 2:
         raise InvalidNorm(f"InvalidNorm in Embed({name!r}): expected Hom(tokens, S), got {space}.")
     *rest, tokens = space.factors
-    return Modular.atom(name, PerSlice(root_mean_square(tensor_product(*rest)), tokens), mass, text=f"Embed({name!r})")
+    return ModularNorm.atom(
+        name, PerSlice(root_mean_square(tensor_product(*rest)), tokens), mass, text=f"Embed({name!r})"
+    )
 
 
 def Conv(
     name: str, space: VectorSpace, taps: VectorSpace, mass: float = 1.0, method: MatrixSign | None = None
-) -> Modular:
+) -> ModularNorm:
     """A convolution, on S ⊗ C* ⊗ taps: each tap a `Linear`, and in `sharp` each one over the number of taps.
 
     With k² taps at 1/k² each, their sum stays within the norm 1. The factor `taps` may stand anywhere after S.
@@ -188,8 +194,8 @@ def Conv(
     position = factors.index(taps)
     channels = tensor_product(*factors[:position], *factors[position + 1 :])
     each = Family(channels, space.members) if isinstance(space, Family) else channels
-    norm = PerSlice(_rms_operator_norm(each, *_matrix_of(each, f"Conv({name!r})"), method), taps, position)
-    return Modular.atom(name, taps.dim * norm, mass, text=f"Conv({name!r})")
+    norm = PerSlice(rms_operator_norm(each, method, f"Conv({name!r})"), taps, position)
+    return ModularNorm.atom(name, taps.dim * norm, mass, text=f"Conv({name!r})")
 
 
 def _matrix_of(space: VectorSpace, call: str) -> tuple[int, int]:
@@ -200,5 +206,7 @@ def _matrix_of(space: VectorSpace, call: str) -> tuple[int, int]:
     return rows, member.dim // rows
 
 
-def _rms_operator_norm(space: VectorSpace, rows: int, columns: int, method: MatrixSign | None) -> Norm:
+def rms_operator_norm(space: VectorSpace, method: MatrixSign | None, call: str = "Modular") -> Norm:
+    """√(columns/rows) σ_max: the operator norm for root mean squares."""
+    rows, columns = _matrix_of(space, call)
     return Scaled((columns / rows) ** 0.5, Spectral(method=method or "exact").on(space))

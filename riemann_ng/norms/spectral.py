@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from functools import reduce
-from operator import mul
-from typing import Literal
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ..elements import Element, Vector, describe
-from ..errors import DegenerateMetric
-from ..factorizations import Factorization, KroneckerFactor, RankDeficient, factorize_dense, tolerance_of
 from ..inner_products import Euclidean, InnerProduct
-from ..solvers.base import degenerate_named
-from ..spaces import DirectSum, Family, VectorSpace, tensor_product
+from ..metrics import EuclideanMetric, FixedMetric, RiemannianMetric
+from ..spaces import DirectSum, VectorSpace
 from ..symmetry import Symmetry
-from .base import InvalidNorm, Norm, symmetry_unknown
+from .apart import BiasApart, apart
+from .base import InvalidNorm, Norm, needs_a_point, symmetry_unknown
 from .composed import Max
+from .matrices import Matrices
 from .matrix_sign import SVD, MatrixSign, singular_values
+
+Scale = Literal["none", "original", "match_rms_adamw", "rms"]
+"""How far a step goes by the shape of its matrix: see `length`."""
 
 
 class Spectral(Norm):
@@ -31,164 +32,180 @@ class Spectral(Norm):
         sharp(ξ) = E_S msgn(E_Sᵀ ξ E_A) E_Aᵀ = G^-1/2 msgn(G^-1/2 ξ A^-1/2) A^-1/2
 
     for any orthonormal frames: rotating one rotates msgn along. With factors made of data it is free of coordinates.
+    `Spectral(between=KFAC())`, of a metric, is that at every point, `at(observation)`.
     `Spectral()` takes the coordinates of whatever it is given for orthonormal, as Muon does: `Spectral().on(V)` is
-    `Spectral(between=Euclidean(V))`.
+    `Spectral(between=Euclidean(V))`. `bias="separate"` then makes two matrices of one on a hull, weight and bias, about
+    the coordinate origin, the bias a column.
     Of more than two factors the first stands against the rest. On a family each member is a matrix of its own; on a
     direct sum of such forms (a metric's value on a network) it is the largest over the summands, each a matrix.
 
     `method` is how the matrix sign is computed, "exact" (an SVD) or a `MatrixSign` as `NewtonSchulz()`. The norms
-    are exact in any case; that `sharp` attains them holds as far as the method is exact.
+    are exact in any case; that `sharp` attains them holds as far as the method is exact. `scale` multiplies the step of
+    each matrix by a number of its shape: `length`. Where a factor has a kernel, on which the covector vanishes,
+    `modulo_kernel` is the form for which steps are the shortest: an inner product, or a metric that is the same
+    everywhere.
     """
 
-    def __init__(self, between: InnerProduct | None = None, method: MatrixSign | Literal["exact"] = "exact"):
-        if between is not None and not isinstance(between, InnerProduct):
-            raise InvalidNorm(
-                f"InvalidNorm in Spectral: between is an inner product that is a product of two, g * a, "
-                f"got {describe(between)}. Leave it out for the Euclidean forms of the coordinates."
-            )
-        if method != "exact" and not isinstance(method, MatrixSign):
-            raise InvalidNorm(
-                f"InvalidNorm in Spectral: method is 'exact' or a MatrixSign as NewtonSchulz(), got {describe(method)}."
-            )
+    def __init__(
+        self,
+        between: InnerProduct | RiemannianMetric | None = None,
+        method: MatrixSign | Literal["exact"] = "exact",
+        scale: Scale = "none",
+        bias: Literal["joint", "separate"] = "joint",
+        modulo_kernel: InnerProduct | RiemannianMetric | None = None,
+    ):
+        check(between, method, scale, bias, modulo_kernel)
         self.between, self.method = between, SVD() if method == "exact" else method
-        self.space = None if between is None else between.space
+        self.scale, self.bias, self.modulo_kernel = scale, bias, modulo_kernel
+        self.metric = between if isinstance(between, RiemannianMetric) else None
+        self.space = between.space if isinstance(between, InnerProduct) else None
         self._summands: Max | None = None
         self._matrices: Matrices | None = None
-        if between is not None and isinstance(between.space, DirectSum):
+        self._length = 1.0
+        if not isinstance(between, InnerProduct):
+            return
+        reference = None if modulo_kernel is None else constant(modulo_kernel, between.space)
+        if isinstance(between.space, DirectSum):
             summands = between.summands()
             if summands is None:
                 raise InvalidNorm(
                     f"InvalidNorm in Spectral: {between!r} couples the summands of {between.space}. "
                     f"Give a direct sum of products: direct_sum(...)."
                 )
-            self._summands = Max({name: Spectral(g, self.method) for name, g in summands.items()})
-        elif between is not None:
-            self._matrices = Matrices(between)
+            kernels: dict[str, Any] = {} if reference is None else reference.summands() or {}
+            self._summands = Max({k: self._like(g, kernels.get(k)) for k, g in summands.items()})
+        else:
+            self._matrices = Matrices(between, reference)
+            self._length = length(scale, *self._matrices.shape[1:])
+
+    def _like(self, between: Any, modulo_kernel: Any) -> Spectral:
+        bias = self.bias if between is None else "joint"
+        return Spectral(between, self.method, self.scale, bias, modulo_kernel)
+
+    def summands(self) -> dict[str, Norm] | None:
+        return None if self._summands is None else self._summands.summands()
+
+    def _whole(self) -> Matrices:
+        if self._matrices is None:
+            raise needs_a_point(self, "Spectral")
+        return self._matrices
 
     def norm_of(self, v: Element) -> Tensor:
         if self._summands is not None:
             return self._summands.norm_of(v)
-        assert self.between is not None and self._matrices is not None
-        flat = self.between.flat_components(v.components)  # E⁻¹v = Eᵀ flat(v)
-        return singular_values(self._matrices.in_frames(flat)).amax(dim=(-2, -1))
+        matrices = self._whole()
+        flat = matrices.between.flat_components(v.components)  # E⁻¹v = Eᵀ flat(v)
+        return singular_values(matrices.in_frames(flat)).amax(dim=(-2, -1)) / self._length
 
     def dual_norm_of(self, covector: Element) -> Tensor:
         if self._summands is not None:
             return self._summands.dual_norm_of(covector)
-        assert self._matrices is not None
-        return singular_values(self._matrices.in_frames(covector.components)).sum(dim=(-2, -1))
+        self._whole().check_seen(covector.components)
+        return singular_values(self._whole().in_frames(covector.components)).sum(dim=(-2, -1)) * self._length
 
     def sharp_of(self, covector: Element) -> Vector:
         if self._summands is not None:
             return self._summands.sharp_of(covector)
-        assert self._matrices is not None
-        step = self._matrices.out_of_frames(self.method(self._matrices.in_frames(covector.components)))
+        matrices = self._whole()
+        matrices.check_seen(covector.components)
+        step = matrices.out_of_frames(self.method(matrices.in_frames(covector.components)))
+        step = step if self._length == 1 else step * self._length
         return Vector._of(covector.lives_in.dual, step.reshape(covector.data.shape))
 
     def bound_to(self, space: VectorSpace) -> Norm:
-        return Spectral(Euclidean(space), self.method)
+        if self.between is not None:
+            return super().bound_to(space)
+        if self.bias == "separate" and isinstance(space, DirectSum):
+            return Max({name: self.on(V) for name, V in space.parts})
+        split = apart(space) if self.bias == "separate" else None
+        if split is not None:
+            weight, bias = (self._like(Euclidean(V), None) for V in split)
+            return BiasApart(space, weight, bias, self.expression())
+        return self._like(Euclidean(space), None)
+
+    def with_value(self, g: InnerProduct) -> Norm:
+        return self.on(g.space) if self.metric is None else self._like(g, self.modulo_kernel)
+
+    def with_forms(self, change: Callable[[Any], Any]) -> Norm:
+        between, kernel = (None if form is None else change(form) for form in (self.between, self.modulo_kernel))
+        return self._like(between, kernel)
 
     @property
     def symmetry(self) -> Symmetry:
-        if self.between is None:
+        if not isinstance(self.between, InnerProduct):
             raise symmetry_unknown(self)
-        return self.between.symmetry ** Fraction(1, 2)
+        if self.modulo_kernel is not None and self._summands is not None:
+            return self._summands.symmetry
+        symmetry = self.between.symmetry ** Fraction(1, 2)
+        if self._matrices is None or self.modulo_kernel is None:
+            return symmetry
+        return symmetry.with_structure(*(s for h in self._matrices.for_kernels() for s in h.symmetry.named))
 
     def expression(self) -> str:
-        between = [] if self.between is None else [f"between={self.between.expression()}"]
-        method = [] if self.method == SVD() else [f"method={self.method!r}"]
-        return f"Spectral({', '.join(between + method)})"
+        said = [] if self.between is None else [f"between={self.between.expression()}"]
+        said += [] if self.method == SVD() else [f"method={self.method!r}"]
+        said += [] if self.scale == "none" else [f"scale={self.scale!r}"]
+        said += [] if self.bias == "joint" else [f"bias={self.bias!r}"]
+        said += [] if self.modulo_kernel is None else [f"modulo_kernel={self.modulo_kernel.expression()}"]
+        return f"Spectral({', '.join(said)})"
 
     def forms(self) -> Iterator[InnerProduct]:
-        if self.between is not None:
+        if isinstance(self.between, InnerProduct):
             yield self.between
 
 
-class Matrices:
-    """Elements as matrices in orthonormal frames of the two factors, (..., members, rows, columns)."""
+def length(scale: Scale, rows: int, columns: int) -> float:
+    """What a step of a matrix (rows, columns) is multiplied by; "original" and "match_rms_adamw" as in torch's Muon.
 
-    def __init__(self, between: InnerProduct):
-        self.between = between
-        self.factors = two_factors(between)
-        self.members = between.space.members if isinstance(between.space, Family) else 1
-        rows, columns = (g.space.of.dim if isinstance(g.space, Family) else g.space.dim for g in self.factors)
-        self.shape = (self.members, rows, columns)
-        self._kept: KroneckerFactor | None = None
-
-    def frames(self, like: Tensor) -> KroneckerFactor:
-        if self._kept is not None:
-            return self._kept
-        frames = KroneckerFactor([frames_of(g, like) for g in self.factors], self.shape[1:], self.members)
-        if self.between.dtype is not None and not self.between.differentiable:
-            self._kept = frames
-        return frames
-
-    def in_frames(self, x: Tensor) -> Tensor:
-        return self.frames(x).coframe(x).reshape(*x.shape[:-1], *self.shape)
-
-    def out_of_frames(self, y: Tensor) -> Tensor:
-        z = y.reshape(*y.shape[:-3], self.between.space.dim)
-        return self.frames(z).frame(z)
+    A kernel of a convolution is the matrix (channels out, channels in × taps), a bias apart one of a single column.
+    """
+    if scale == "original":
+        return math.sqrt(max(1.0, rows / columns))
+    if scale == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(rows / columns) if scale == "rms" else 1.0
 
 
-def two_factors(between: InnerProduct) -> tuple[InnerProduct, InnerProduct]:
-    """The form as a product of two, along the first place where its space can be cut."""
-    space = between.space
-    atoms = (space.of if isinstance(space, Family) else space).factors
-
-    def candidates(part: VectorSpace) -> list[VectorSpace]:
-        return [Family(part, space.members), part] if isinstance(space, Family) else [part]
-
-    for cut in range(1, len(atoms)):
-        for first in candidates(tensor_product(*atoms[:cut])):
-            for second in candidates(tensor_product(*atoms[cut:])):
-                found = between.factors_on((first, second))
-                if found is not None:
-                    return found[0], found[1]
-    several = between.factors_on(atoms) if len(atoms) > 2 else None
-    if several is not None:
-        return several[0], reduce(mul, several[1:])
-    if len(atoms) < 2:
-        cause, fix = f"{space} is no product of two", "For elements that are no matrices use FromInnerProduct(g)"
-    else:
-        cause = f"{between!r} is no product of two inner products"
-        fix = "Damp its factors, not the product: damp_factors(g, λ, h) or (g + λ * h) * a"
-    raise InvalidNorm(f"InvalidNorm in Spectral: an operator norm is between two spaces, but {cause}. {fix}.")
-
-
-def frames_of(g: InnerProduct, like: Tensor) -> Factorization:
-    """A factorization of one factor, definite, and member by member on a family."""
-    with degenerate_named(g.space, "Spectral"):
-        try:
-            return _frames_of(g, like)
-        except RankDeficient as short:
-            rank = short.rank if short.dim == g.space.dim else g.rank(like)
-            raise DegenerateMetric(
-                f"DegenerateMetric in Spectral: the factor {g.expression()} on {g.space} has rank {rank} "
-                f"of {g.space.dim}. Three ways out: damp it by a named inner product, (g + λ * h) * a; damp both "
-                f"factors, damp_factors(g * a, λ, h); or leave the kernel out, g.quotient(kernel).",
-                g.space,
-                rank,
-            ) from None
-
-
-def _frames_of(g: InnerProduct, like: Tensor) -> Factorization:
-    f = g.factorization(like)
-    if not isinstance(g.space, Family):
-        f.frame_columns(like.new_zeros(g.space.dim, 0))  # some kinds find their kernel only here
-        return f
-    m, d = g.space.members, g.space.of.dim
-    outside = 1 - torch.eye(m).to(like)
-    one_each = torch.eye(m).to(like).repeat_interleave(d, 0) * torch.linspace(1, 2, m * d).to(like)[:, None]
-    if not bool((f.frame_columns(one_each).reshape(m, d, m).abs().sum(1) * outside).any()):
-        return f
-    # the frame mixes the members, as that of an eigendecomposition may where the form does not
-    M = g.dense_matrix(like)
-    size = M.diagonal().clamp(min=torch.finfo(M.dtype).tiny).sqrt()
-    blocks, relative = (X.reshape(m, d, m, d).movedim(2, 1) for X in (M, M / size[:, None] / size))
-    if bool((relative.abs().amax((2, 3)) * outside > tolerance_of(M)).any()):
+def constant(reference: InnerProduct | RiemannianMetric, space: VectorSpace) -> InnerProduct:
+    """The form of a reference that is the same everywhere."""
+    if isinstance(reference, EuclideanMetric):
+        return Euclidean(space)
+    form = reference.form if isinstance(reference, FixedMetric) else reference
+    if not isinstance(form, InnerProduct) or form.space != space:
+        said = f"one on {form.space}" if isinstance(form, InnerProduct) else f"{reference!r}"
         raise InvalidNorm(
-            f"InvalidNorm in Spectral: {g!r} couples the members of {g.space}; on a family each member is a matrix of "
-            f"its own. Use a form made member by member, or a Product in place of the Family."
+            f"InvalidNorm in Spectral: modulo_kernel is an inner product on {space}, or EuclideanMetric(), or a "
+            f"FixedMetric, got {said}."
         )
-    return factorize_dense(blocks.diagonal(dim1=0, dim2=1).movedim(-1, 0).contiguous())
+    return form
+
+
+def check(between: object, method: object, scale: object, bias: object, modulo_kernel: object) -> None:
+    if between is not None and not isinstance(between, (InnerProduct, RiemannianMetric)):
+        raise InvalidNorm(
+            f"InvalidNorm in Spectral: between is an inner product that is a product of two, g * a, or a metric of "
+            f"such values, as KFAC(), got {describe(between)}. Leave it out for the Euclidean forms of the coordinates."
+        )
+    if method != "exact" and not isinstance(method, MatrixSign):
+        raise InvalidNorm(
+            f"InvalidNorm in Spectral: method is 'exact' or a MatrixSign as NewtonSchulz(), got {describe(method)}."
+        )
+    if scale not in get_args(Scale):
+        raise InvalidNorm(f"InvalidNorm in Spectral: scale is one of {', '.join(get_args(Scale))}, got {scale!r}.")
+    if bias not in ("joint", "separate"):
+        raise InvalidNorm(f"InvalidNorm in Spectral: bias is 'joint' or 'separate', got {bias!r}.")
+    if between is not None and bias == "separate":
+        raise InvalidNorm(
+            "InvalidNorm in Spectral: bias='separate' is about the coordinates, and between names other forms. Let "
+            "those hold weight and bias apart: Spectral(between=KFAC(bias='separate'))."
+        )
+    if modulo_kernel is not None and between is None:
+        raise InvalidNorm(
+            "InvalidNorm in Spectral: modulo_kernel without between. The Euclidean forms of the coordinates have no "
+            "kernel; leave it out."
+        )
+    if modulo_kernel is not None and not isinstance(modulo_kernel, (InnerProduct, RiemannianMetric)):
+        raise InvalidNorm(
+            f"InvalidNorm in Spectral: modulo_kernel is a form for the kernel of `between`, an inner product or a "
+            f"metric as EuclideanMetric(), got {describe(modulo_kernel)}."
+        )
