@@ -10,7 +10,7 @@ from twin_cases import twin_of
 
 from riemann_ng import explain_symmetry
 from riemann_ng.errors import InvalidSetting, NotAnInnerProduct, ObservationMismatch, SpaceMismatch
-from riemann_ng.inner_products import Diagonal, Euclidean, Gram, InnerProduct, Power
+from riemann_ng.inner_products import Diagonal, Euclidean, Gram, InnerProduct, Power, direct_sum
 from riemann_ng.likelihoods import Categorical
 from riemann_ng.metrics import KFAC, EuclideanMetric, Fisher, GradientCovariance, MetricAverage
 from riemann_ng.metrics.adaptive import RootMeanSquare, Shampoo
@@ -73,6 +73,62 @@ def test_with_bias_correction_it_is_adam():
     assert float((ours - torch_s).abs().max()) < 1e-12
     other = by_metric(RootMeanSquare(1e-4, "examples"), 0.9, "corrected", 12, BATCHES, lambda t: 0.01)
     assert float((other - torch_s).abs().max()) > 1e-3
+
+
+def by_loop(metric, decay, schedule, steps, beta1=0.0, lr=lambda t: 0.01, epsilon_at=None):
+    """As `by_metric`, with the first moment kept beside the metric, and ε that may depend on the step.
+
+    An optimizer's momentum here is of displacements. Adam's is of gradients: a running mean of covectors, corrected for
+    its start, of which the metric takes the sharp.
+    """
+    model, x, y = problem()
+    network = Network.from_torch(model, Categorical(), x)
+    average, mean = MetricAverage(metric, decay, schedule), None
+    for t in range(1, steps + 1):
+        part = BATCHES[(t - 1) % len(BATCHES)]
+        g, df = average.update(network.observe(x[part], Empirical(y[part]))), network.differential(x[part], y[part])
+        mean = (1 - beta1) * df if mean is None else beta1 * mean + (1 - beta1) * df
+        if epsilon_at is not None:
+            g = direct_sum({k: Power(p.of, p.power, after=epsilon_at(t)) for k, p in g.parts.items()})
+        network.move_(g.sharp((1 / (1 - beta1**t)) * mean), step=-lr(t))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(("beta1", "beta2", "eps"), [(0.9, 0.999, 1e-8), (0.9, 0.9, 1e-3), (0.5, 0.99, 0.0)])
+def test_adam_with_both_its_moments(beta1, beta2, eps):
+    """Bias correction of both; without that of the first, or with momentum of steps, it is another trajectory."""
+    torch_s = by_torch(lambda p: torch.optim.Adam(p, lr=0.01, betas=(beta1, beta2), eps=eps), 15, BATCHES)
+    ours = by_loop(RootMeanSquare(eps), beta2, "corrected", 15, beta1)
+    assert float((ours - torch_s).abs().max()) < 1e-12
+    uncorrected = by_loop(RootMeanSquare(eps), beta2, "corrected", 15, beta1, lambda t: 0.01 * (1 - beta1**t))
+    assert float((uncorrected - torch_s).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e-2])
+def test_rmsprop_whose_average_starts_at_zero(eps):
+    """Torch's v is (1 - βᵗ) times the corrected mean, so its √v + ε is √(1 - βᵗ) (√mean + ε / √(1 - βᵗ))."""
+    beta = 0.9
+    torch_s = by_torch(lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=beta, eps=eps), 15, BATCHES)
+
+    def short(t):
+        return (1 - beta**t) ** 0.5
+
+    args = RootMeanSquare(eps), beta, "corrected", 15
+    ours = by_loop(*args, lr=lambda t: 0.01 / short(t), epsilon_at=lambda t: eps / short(t))
+    assert float((ours - torch_s).abs().max()) < 1e-12
+    assert float((by_loop(*args) - torch_s).abs().max()) > 1e-3
+    if eps == 0.0:  # then the rate alone makes up for the start
+        assert float((by_metric(*args, BATCHES, lambda t: 0.01 / short(t)) - torch_s).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("eps", [1e-10, 1e-2])
+def test_adagrad_with_its_epsilon(eps):
+    """The sum of squares is t times their mean: √sum + ε = √t (√mean + ε / √t)."""
+    torch_s = by_torch(lambda p: torch.optim.Adagrad(p, lr=0.02, eps=eps), 15, BATCHES)
+    args = RootMeanSquare(eps), 0.9999, "growing", 15
+    ours = by_loop(*args, lr=lambda t: 0.02 / t**0.5, epsilon_at=lambda t: eps / t**0.5)
+    assert float((ours - torch_s).abs().max()) < 1e-12
+    assert float((by_loop(*args, lr=lambda t: 0.02) - torch_s).abs().max()) > 1e-3
 
 
 def test_with_growing_sums_it_is_adagrad():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..elements import Element, Scalar, describe
-from ..errors import DtypeMismatch, NotAnInnerProduct, NotClosed, SpaceMismatch
+from ..errors import DtypeMismatch, InvalidSetting, NotAnInnerProduct, NotClosed, SpaceMismatch
 from ..factorizations import RankDeficient, tolerance_of
 from ..linear_maps import LinearMap
 from ..solvers import Structure
@@ -183,6 +183,15 @@ def inclusion(space: VectorSpace, to: str | LinearMap) -> LinearMap:
 def known_as(name: str, default: str, constant: Tensor) -> str:
     """What a constant is known by: its name, or where nobody gave it one, what it is."""
     return f"{name} {digest(constant)}" if name == default else name
+
+
+def check_name(name: object, call: str) -> None:
+    """A constant that picks out a basis says what it is known by. Left at its default it is known by its numbers."""
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidSetting(
+            f"InvalidSetting in {call}: name={name!r}. A constant that names a basis is known by its name: without one "
+            f"its symmetry could not be stated. Give it one, name='the basis of ...', or leave the argument out."
+        )
 
 
 def digest(t: Tensor) -> str:

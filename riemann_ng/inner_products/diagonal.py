@@ -15,7 +15,7 @@ from ..solvers import Structure
 from ..spaces import DirectSum, VectorSpace, check_vector_space, tensor_product
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .common import known_as
+from .common import check_name, known_as
 from .symmetries import of_euclidean, of_matrix
 
 DEFAULT_NAME = "entries"
@@ -84,6 +84,7 @@ class Diagonal(InnerProduct):
 
     def __init__(self, space: VectorSpace, entries: Tensor, name: str = DEFAULT_NAME):
         check_vector_space("Diagonal", space)
+        check_name(name, "Diagonal")
         if not isinstance(entries, Tensor) or tuple(entries.shape) not in (space.shape, (space.dim,)):
             raise ShapeMismatch(
                 f"ShapeMismatch in Diagonal: entries on {space} have shape {list(space.shape)}, "

@@ -16,7 +16,7 @@ from ..solvers import Structure
 from ..spaces import Family, VectorSpace, check_vector_space
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .common import known_as
+from .common import check_name, known_as
 from .symmetries import of_matrix
 
 DEFAULT_NAME = "frame"
@@ -66,6 +66,7 @@ class Framed(InnerProduct):
 
     def __init__(self, space: VectorSpace, K: Tensor, name: str = DEFAULT_NAME, natural: bool = False):
         check_vector_space("Framed", space)
+        check_name(name, "Framed")
         m, d = (space.members, space.of.dim) if isinstance(space, Family) else (1, space.dim)
         square = (m, d, d) if isinstance(space, Family) else (d, d)
         if not isinstance(K, Tensor) or tuple(K.shape) not in (square, (space.dim,)):

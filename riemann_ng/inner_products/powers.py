@@ -1,8 +1,8 @@
 """Powers of forms relative to the coordinates: the roots of adaptive methods.
 
 A form has no root of itself; relative to another, h, it has: h (h⁻¹ g)ᵖ. Here h is Euclidean, which names the basis,
-and on a hull the origin. A power is kept with the form that it is of, so that running averages are taken before it,
-as adaptive methods take them.
+and on a hull the origin; of a form that is diagonal in a frame it is the one for which that frame is orthonormal. A
+power is kept with the form that it is of, so that running averages are taken before it, as adaptive methods take them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .symmetries import of_euclidean
 class Power(InnerProduct):
     """(g + before · E)ᵖ + after · E for the Euclidean form E, of a form or of each factor of a product.
 
-    Of products each factor is taken to the power, `before` is added to each, and `after` to none.
+    Of products each factor is taken to the power, `before` is added to each, and `after` to none. Of a
+    `RotatedDiagonal` E is its own reference, and powers are of the spectrum.
     """
 
     def __init__(self, of: InnerProduct, power: float, before: float = 0.0, after: float = 0.0):
@@ -57,6 +58,8 @@ class Power(InnerProduct):
         return self._powered(self.of)
 
     def _powered(self, f: InnerProduct) -> InnerProduct:
+        if isinstance(f, RotatedDiagonal):
+            return f.with_spectrum(self._of_values(f.spectrum), f.made_with)
         if f.structure.kind in DIAGONAL:
             return Diagonal.of(f.space, self._of_values(f.diagonal_entries()), self.expression(), self.symmetry)
         blocks = f.dense_blocks() if isinstance(f.space, Family) else f.dense_matrix()
@@ -94,7 +97,7 @@ class Power(InnerProduct):
         factors = self.of.factors if isinstance(self.of, Kronecker) else (self.of,)
         total: Symmetry | None = None
         for f in factors:
-            unit = of_euclidean(f.space, source)
+            unit = f.reference.symmetry if isinstance(f, RotatedDiagonal) else of_euclidean(f.space, source)
             inside = f.symmetry + unit if self.before else f.symmetry
             powered = inside if self.power == 1 else unit * (inside * unit**-1) ** Fraction(self.power)
             powered = powered + unit if self.after else powered

@@ -16,7 +16,7 @@ from ..solvers import Structure
 from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
-from .common import known_as
+from .common import check_name, known_as
 from .diagonal import Euclidean
 from .symmetries import with_frame
 
@@ -53,6 +53,7 @@ class RotatedDiagonal(InnerProduct):
         self._check_shapes()
         self._factor = FrameFactor(self.axes, spectrum)
         if validate:
+            check_name(name, "RotatedDiagonal")
             self._validate()
 
     def _check_shapes(self) -> None:

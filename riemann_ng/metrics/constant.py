@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidSetting, SpaceMismatch
 from ..inner_products import Euclidean, InnerProduct, direct_sum, euclidean_on_translations
+from ..inner_products.common import check_name
 from ..networks import Estimator, InputsOnly
 from ..networks.observation import Observation
 from .base import RiemannianMetric
@@ -37,6 +38,9 @@ class EuclideanMetric(RiemannianMetric):
     def estimator(self, targets: Any = None) -> Estimator:
         return InputsOnly()
 
+    def sees_moments_alone(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FixedMetric(RiemannianMetric):
@@ -51,6 +55,7 @@ class FixedMetric(RiemannianMetric):
     sees_outputs = False
 
     def __post_init__(self) -> None:
+        check_name(self.name, "FixedMetric")
         if not isinstance(self.form, InnerProduct):
             object.__setattr__(self, "form", direct_sum(self.form))
 
@@ -66,6 +71,9 @@ class FixedMetric(RiemannianMetric):
 
     def estimator(self, targets: Any = None) -> Estimator:
         return InputsOnly()
+
+    def sees_moments_alone(self) -> bool:
+        return True
 
     def expression(self) -> str:
         return f"FixedMetric({self.name})"

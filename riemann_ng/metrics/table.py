@@ -26,9 +26,13 @@ from .covariance import GradientCovariance
 from .ekfac import EKFAC
 from .fisher import Fisher, GaussNewton
 from .kfac import KFAC
+from .kl_shampoo import KLShampoo
+from .named_frames import NamedFrame
+from .normalization import BatchNormalization, Whitening
 from .one_sided import PRONG, CotangentsOnly, ForwardOnly
 from .recurrent import RecurrentKFAC
 from .relative_fisher import RelativeFisher
+from .soap import SOAP
 from .tridiagonal import BlockTridiagonalKFAC
 
 BEGIN, END = "<!-- methods: generated, see riemann_ng/metrics/table.py -->", "<!-- end of methods -->"
@@ -47,9 +51,10 @@ class Row:
     lost: tuple[str, ...]
 
 
-def methods(network: Network, x: Tensor) -> list[tuple[str, RiemannianMetric]]:
-    """The methods by their usual names; `x` is a batch at which factors are fixed once."""
+def methods(network: Network, x: Tensor, last: str = "out") -> list[tuple[str, RiemannianMetric]]:
+    """The methods by their usual names; `x` is a batch at which factors are fixed once, `last` the output layer."""
     initial = FixedMetric(KFAC().at(network.observe(x)), "KFAC at the start")
+    frame = NamedFrame.of(KFAC(), network.observe(x), "K-FAC at the start")
     return [
         ("gradient descent", EuclideanMetric()),
         ("natural gradient", Fisher()),
@@ -72,12 +77,21 @@ def methods(network: Network, x: Tensor) -> list[tuple[str, RiemannianMetric]]:
         ("inputs alone, FOOF", ForwardOnly()),
         ("inputs alone, transported reference", ForwardOnly(initial)),
         ("natural neural networks, PRONG", PRONG()),
+        ("batch normalization of activations", BatchNormalization(epsilon=0.0)),
+        ("batch normalization of pre-activations", BatchNormalization("pre-activations", 0.0)),
+        ("whitening of pre-activations", Whitening("pre-activations")),
+        ("whitening of both", Whitening("both")),
         ("cotangents alone", CotangentsOnly()),
-        ("relative Fisher of tanh units", RelativeFisher("tanh", shared=("out",))),
+        ("relative Fisher of tanh units", RelativeFisher("tanh", shared=(last,))),
         ("covariance of gradients", GradientCovariance()),
         ("covariance of gradients, centred, TONGA", GradientCovariance(centred=True)),
         ("root mean square, Adam and RMSProp", RootMeanSquare()),
+        ("Adam, in K-FAC's frame at the start", RootMeanSquare(frame=frame)),
         ("Shampoo", Shampoo()),
+        ("SOAP", SOAP()),
+        ("SOAP, relative to K-FAC at the start", SOAP(frame=frame)),
+        ("KL-Shampoo", KLShampoo()),
+        ("KL-Shampoo, no root", KLShampoo(power=1.0)),
     ]
 
 
