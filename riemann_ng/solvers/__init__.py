@@ -13,3 +13,7 @@ from .direct import Dual as Dual
 from .direct import Eigen as Eigen
 from .iterative import Iterative as Iterative
 from .minres_qlp import MinresQLP as MinresQLP
+from .riccati import Riccati as Riccati
+from .stages import Curvature as Curvature
+from .stages import Stage as Stage
+from .stages import Stages as Stages

@@ -19,6 +19,7 @@ from ..errors import DegenerateMetric, DtypeMismatch, InvalidSetting, NonFinite,
 from ..factorizations import Factorization, Indefinite, NotFinite, RankDeficient, TooNarrow, rounding_unit
 from ..spaces import VectorSpace
 from ..symmetry import Symmetry
+from .stages import Stages
 
 WAYS_OUT = (
     "Three ways out: damp it by a named inner product, g + λ * h; take the h-shortest of the solutions, "
@@ -82,6 +83,10 @@ class Solvable(Protocol):
 
     def dual_factorization(self) -> Factorization | None:
         """Where the form knows such rows without writing them down, its factorization through their kernel."""
+        ...
+
+    def stages(self) -> Stages | None:
+        """The form as the cost of a chain of stages, None if it is not known as one."""
         ...
 
 

@@ -90,3 +90,5 @@ def test_theorem_11_recursion_is_the_damped_fisher_solve_of_the_library():
     damped = network.fisher(x) + DAMPING * rng.Euclidean(network.tangent_space)
     dense = torch.linalg.solve(damped.matrix(), network.differential(x, y).components)
     assert close(torch.cat(motions).flatten(), -dense)
+    solved = rng.solvers.Riccati().solve(damped, network.differential(x, y))
+    assert close(solved.value.components, dense)
