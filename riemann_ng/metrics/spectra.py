@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import SpaceMismatch
+from ..errors import DegenerateMetric, SpaceMismatch
+from ..factorizations import RankDeficient
 from ..inner_products import InnerProduct
-from .base import given
 
 
 def spectrum(g: InnerProduct, relative_to: InnerProduct, like: Tensor | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def spectrum(g: InnerProduct, relative_to: InnerProduct, like: Tensor | None = N
     for name, form in (("the form", g), ("relative_to", relative_to)):
         if not isinstance(form, InnerProduct):
             raise SpaceMismatch(
-                f"SpaceMismatch in spectrum: {name} is {given(form)}, expected an inner product. Of a metric take its "
+                f"SpaceMismatch in spectrum: {name} is {form!r}, expected an inner product. Of a metric take its "
                 f"value, metric.at(observation)."
             )
     if g.space != relative_to.space:
@@ -30,4 +30,12 @@ def spectrum(g: InnerProduct, relative_to: InnerProduct, like: Tensor | None = N
     if parts is not None and references is not None:
         probe = torch.empty(0, **(g if g.dtype is not None else relative_to)._options(like))
         return torch.cat([spectrum(part, references[name], probe) for name, part in parts.items()]).sort().values
-    return g.pencil_with(relative_to, like).spectrum.flatten().sort().values
+    try:
+        return g.pencil_with(relative_to, like).spectrum.flatten().sort().values
+    except RankDeficient as short:
+        raise DegenerateMetric(
+            f"DegenerateMetric in spectrum: relative_to={relative_to!r} has rank {relative_to.rank(like)} of "
+            f"{g.space.dim}, and what is to be measured by must be definite. Damp it by a named h, form + λ * h.",
+            g.space,
+            relative_to.rank(like),
+        ) from short

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...elements import describe
 from ...errors import DegenerateMetric, NonFinite, NotAnInnerProduct, NotConverged, ShapeMismatch, SpaceMismatch
 from ...factorizations import tolerance_of
+from ...geodesics import Manifold
 from ...inner_products import Gram, InnerProduct
 from ...spaces import VectorSpace
 from .backend import (
@@ -37,18 +38,23 @@ Region = Callable[[Tensor], Tensor]
 
 
 def as_geomstats(
-    metric: InnerProduct | Field, space: VectorSpace | None = None, contains: Region | None = None
+    metric: InnerProduct | Manifold | Field, space: VectorSpace | None = None, contains: Region | None = None
 ) -> InnerProductMetric | FieldMetric:
     """An inner product, the same at every point, or a metric, one at each, as a geomstats `RiemannianMetric`.
 
     A metric is a function of the coordinates of a point, a tensor (dim,). It returns an inner product on `space` or its
     matrix, made with torch operations: its derivatives are autograd's. It lives on the open set of the points that
-    `contains` accepts, without it on all of ℝ^dim; the geomstats manifold is `.manifold`.
+    `contains` accepts, without it on all of ℝ^dim; the geomstats manifold is `.manifold`. The metric of a network's
+    parameters is a `geodesics.Manifold`, which knows its space.
 
     Christoffel symbols, `exp`, `log` and `dist` of geomstats are batched, and differentiable in points, vectors and
     whatever else the metric is made of. Geodesics take Runge-Kutta steps: `metric.exp_solver.integrator.n_steps`.
     """
     result: InnerProductMetric | FieldMetric
+    if isinstance(metric, Manifold):
+        if space not in (None, metric.space):
+            raise SpaceMismatch(f"SpaceMismatch in as_geomstats: {metric!r} has the tangent space {metric.space}.")
+        space, metric = metric.space, metric.matrix
     if isinstance(metric, InnerProduct):
         if space not in (None, metric.space):
             raise SpaceMismatch(f"SpaceMismatch in as_geomstats: {metric!r} is no inner product on {space}.")
