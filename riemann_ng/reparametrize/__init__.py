@@ -1,10 +1,13 @@
 """Frames on the spaces of a network, and the same network seen in them."""
 
+from .block_frames import BlockFrame as BlockFrame
 from .frame import Frame as Frame
 from .frames import Frames as Frames
 from .groups import NAMES as GROUPS
 from .groups import InvalidFrames as InvalidFrames
 from .groups import NoTwin as NoTwin
+from .in_frames import InFrames as InFrames
+from .in_frames import in_frames as in_frames
 from .making import reparametrize as reparametrize
 from .native import FrameLayer as FrameLayer
 from .native import layer_tangent_map as layer_tangent_map
@@ -22,7 +25,7 @@ from .places import spaces as spaces
 from .twin import Twin as Twin
 
 __all__ = [
-    "GROUPS", "KINDS", "Change", "Frame", "FrameLayer", "Frames", "InvalidFrames", "LinearChange", "MovedLikelihood",
-    "MovedOutput", "NoTwin", "Places", "SmoothChange", "Twin", "admissible", "layer_tangent_map", "reparametrize",
-    "reparametrize_layer", "reparametrize_parameters", "spaces",
+    "GROUPS", "KINDS", "BlockFrame", "Change", "Frame", "FrameLayer", "Frames", "InFrames", "InvalidFrames",
+    "LinearChange", "MovedLikelihood", "MovedOutput", "NoTwin", "Places", "SmoothChange", "Twin", "admissible",
+    "in_frames", "layer_tangent_map", "reparametrize", "reparametrize_layer", "reparametrize_parameters", "spaces",
 ]  # fmt: skip

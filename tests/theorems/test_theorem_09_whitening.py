@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import riemann_ng as rng
+from riemann_ng.reparametrize import in_frames
 
 seeds = st.integers(0, 10**6)
 RATE = 0.1
@@ -108,3 +109,21 @@ def test_theorem_09_of_the_library_fails_for_damping_of_the_hull():
     step = prong(0, "zca", 0.3)[0]
     damped = rng.PRONG(0.0) + 0.3 * rng.EuclideanMetric()
     assert not close(-2 * RATE * rng.natural_gradient(network, damped, h, target).component("0").data, step, 0.01)
+
+
+@given(seeds, st.sampled_from(["zca", "pca", "cholesky"]), st.sampled_from([0.0, 0.3]))
+def test_theorem_09_of_the_optimizer(seed, kind, epsilon):
+    """`optim.PRONG` takes this step in the layer's own parameters; in `in_frames` gradient descent takes it."""
+    step, _, _ = prong(seed, kind, epsilon)
+    network, h, target = network_of(seed)
+    other = network_of(seed)[0]
+    opt = rng.optim.PRONG(network.module, network.likelihood, lr=2 * RATE, momentum=0, epsilon=epsilon)
+    framed = in_frames(other, rng.PRONG(epsilon).at(other.observe(h)))
+    plain = torch.optim.SGD(other.module.parameters(), lr=2 * RATE)
+    before = network.parameters_point()
+    for there, descent in ((network, opt), (other, plain)):
+        network.likelihood.loss(there.module(h), target).backward()
+        descent.step()
+    framed.remove()
+    for there in (network, other):
+        assert close((there.parameters_point().data - before.data), step.flatten())
