@@ -30,11 +30,28 @@ def _invariance_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
 
 
+def _reproduce(given: argparse.Namespace) -> int:
+    from . import plots
+    from .experiments import command
+
+    return command.run(given, plots.png)
+
+
+def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
+    from .experiments import command
+
+    command.add_arguments(parser)
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "demo": (_demo, "show the algebra at work on a small example"),
     "invariance": (_invariance, "tell what a metric or an optimizer is invariant to"),
+    "reproduce": (_reproduce, "compute published results anew, and check what they claim"),
 }
-ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {"invariance": _invariance_arguments}
+ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "invariance": _invariance_arguments,
+    "reproduce": _reproduce_arguments,
+}
 """Of the commands that take any."""
 
 
