@@ -7,8 +7,10 @@ product. `docs/tour.md` is all of it on one page.
 from importlib import import_module
 from types import ModuleType
 
+from . import geodesics as geodesics
 from . import interop as interop
 from . import layers as layers
+from . import layerwise as layerwise
 from . import likelihoods as likelihoods
 from . import metrics as metrics
 from . import networks as networks
@@ -39,6 +41,8 @@ from .metrics import (
     EKFAC,
     KFAC,
     PRONG,
+    SOAP,
+    BatchNormalization,
     BlockTridiagonalKFAC,
     CotangentsOnly,
     EuclideanMetric,
@@ -47,12 +51,16 @@ from .metrics import (
     ForwardOnly,
     GaussNewton,
     GradientCovariance,
+    KLShampoo,
     LayerwiseMetric,
+    LearnedPreconditioner,
+    NamedFrame,
     RecurrentKFAC,
     RelativeFisher,
     RiemannianMetric,
     RootMeanSquare,
     Shampoo,
+    Whitening,
 )
 from .natural_gradient import natural_gradient
 from .networks import CurvatureProp, Empirical, Exact, InputsOnly, Linearized, MonteCarlo, Network, register_layer
@@ -66,7 +74,9 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "PRONG",
+    "SOAP",
     "AffineSpace",
+    "BatchNormalization",
     "Bernoulli",
     "BlockTridiagonalKFAC",
     "Categorical",
@@ -93,12 +103,15 @@ __all__ = [
     "Hom",
     "InnerProduct",
     "InputsOnly",
+    "KLShampoo",
     "LayerwiseMetric",
+    "LearnedPreconditioner",
     "LinearMap",
     "Linearized",
     "LowRank",
     "Measure",
     "MonteCarlo",
+    "NamedFrame",
     "Network",
     "OneHot",
     "OnePoint",
@@ -120,13 +133,16 @@ __all__ = [
     "Symmetry",
     "UnitWise",
     "Vector",
+    "Whitening",
     "barycenter",
     "damp_factors",
     "direct_sum",
     "euclidean_on_translations",
     "explain_symmetry",
+    "geodesics",
     "interop",
     "layers",
+    "layerwise",
     "likelihoods",
     "metrics",
     "natural_gradient",

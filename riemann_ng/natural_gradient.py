@@ -25,6 +25,7 @@ from .metrics.constant import EuclideanMetric, FixedMetric
 from .networks import Empirical, Estimator, Network
 from .networks.functions import keeping
 from .networks.running import draws_undone
+from .norms import Norm, steepest_ascent
 from .solvers import Solver
 
 CALL = "natural_gradient"
@@ -32,7 +33,7 @@ CALL = "natural_gradient"
 
 def natural_gradient(
     network: Network | Callable[..., Any],
-    metric: RiemannianMetric,
+    metric: RiemannianMetric | Norm,
     x: Any,
     y: Any,
     estimator: Estimator | None = None,
@@ -51,6 +52,9 @@ def natural_gradient(
     `modulo_kernel` is the metric for which v is the shortest solution. `mask` is that of `observe`; the loss itself
     leaves out the targets that the likelihood ignores.
 
+    A norm in place of the metric gives the v that maximizes df(v) - ½ norm(v)², `norms.steepest_ascent`: for the norm
+    of an inner product the same. Damping is then a matter of the metric that the norm is made of.
+
     A plain function f(parameters, x) takes the place of a network with `parameters`, a tensor or a tree of them, and
     `likelihood`; `v.to_parameters()` then has the names of `Network.from_function`. A loop makes that network once: a
     call with a function reads and verifies it anew, and random estimators start over.
@@ -59,6 +63,14 @@ def natural_gradient(
     before.
     """
     read = network_of(network, x, parameters, likelihood)
+    if isinstance(metric, Norm):
+        if solver is not None or damping is not None or modulo_kernel is not None:
+            raise InvalidSetting(
+                f"InvalidSetting in {CALL}: a norm with solver, damping or modulo_kernel. These are of the metric that "
+                f"it is made of: norms.Spectral(between=KFAC().damp_factors(λ), modulo_kernel=...)."
+            )
+        v = steepest_ascent(read, metric, x, y, estimator, mask)
+        return v if read is network else keeping(read, v)
     total = checked_metric(metric, "metric")
     total = total if damping is None else total + damping_metric(damping, read)
     reference = None if modulo_kernel is None else constant(modulo_kernel, read, "modulo_kernel")

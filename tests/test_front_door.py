@@ -20,8 +20,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The rooms, from the ground up: a room imports only from rooms before it.
 FLOORS = [
     "_version", "errors", "symmetry", "factorizations", "spaces", "elements", "points", "actions", "linear_maps",
-    "samples", "solvers", "inner_products", "norms", "likelihoods", "layers", "networks", "metrics", "natural_gradient",
-    "reparametrize", "optim", "testing", "interop", "experiments", "plots", "demo", "cli", "__main__",
+    "samples", "solvers", "inner_products", "likelihoods", "layers", "networks", "metrics", "norms", "natural_gradient",
+    "layerwise", "geodesics", "reparametrize", "optim", "testing", "interop", "experiments", "plots", "demo", "cli",
+    "__main__",
 ]  # fmt: skip
 ROOF = "__init__"  # gathers the public names from every floor; no room looks up to it
 

@@ -61,7 +61,7 @@ class CentredFactor(RowFactorization):
         inverse[:, :-1, :-1] = S
         inverse[:, :-1, -1] = inverse[:, -1, :-1] = -side
         inverse[:, -1, -1] = self.mass.reciprocal() + (side * self.mean).sum(-1)
-        return MatrixFactor(inverse if of.inverse.ndim == 3 else inverse[0], self)
+        return MatrixFactor(inverse if of.inverse.ndim == 3 else inverse[0], lambda: self, f"inverse of {self.name}")
 
     @property
     def logdet(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
 
@@ -33,7 +33,9 @@ class CholeskyFactor(Factorization):
         return torch.cholesky_solve(x.mT, self.L).mT
 
     def for_many_solves(self) -> Factorization:
-        return self if self.L.requires_grad else MatrixFactor(torch.cholesky_inverse(self.L), self)
+        if self.L.requires_grad:
+            return self
+        return MatrixFactor(torch.cholesky_inverse(self.L), lambda: self, f"inverse of {self.name}")
 
     def frame_columns(self, Z: Tensor) -> Tensor:
         return solve_triangular(self.L.mT, self._by_member(Z), upper=True).reshape(Z.shape)
@@ -47,10 +49,18 @@ class CholeskyFactor(Factorization):
 
 
 class MatrixFactor(Factorization):
-    """M by its inverse, a matrix (d, d) or (m, d, d) at hand; all but solving is left to a factorization."""
+    """M by its inverse, a matrix (d, d) or (m, d, d) at hand; all but solving is left to a factorization.
 
-    def __init__(self, inverse: Tensor, of: Factorization):
-        self.inverse, self.of, self.dim, self.name = inverse, of, of.dim, f"inverse of {of.name}"
+    `of` makes that, or knows it: where nobody asks for more than solving, nothing but the inverse need be held.
+    """
+
+    def __init__(self, inverse: Tensor, of: Callable[[], Factorization], name: str = "inverse"):
+        self.inverse, self._made, self.name = inverse, of, name
+        self.dim = inverse.shape[-1] * (inverse.shape[0] if inverse.ndim == 3 else 1)
+
+    @cached_property
+    def of(self) -> Factorization:
+        return self._made()
 
     def solve_columns(self, B: Tensor) -> Tensor:
         if self.inverse.ndim == 2:

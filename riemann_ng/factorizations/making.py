@@ -43,7 +43,7 @@ def least_told(matrix: Tensor) -> float:
 
 
 def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
-    """A symmetric matrix (d, d) or (m, d, d), by "cholesky" or "eigen"."""
+    """A symmetric matrix (d, d) or (m, d, d), by "cholesky" or "eigen"; it is read on and below its diagonal alone."""
     check_width(matrix)
     L: Tensor | None = None
     if method == "cholesky":
@@ -52,6 +52,7 @@ def factorize_dense(matrix: Tensor, method: str = "cholesky") -> Factorization:
         if not failed and not _doubtful(L, matrix.diagonal(dim1=-2, dim2=-1), tolerance_of(matrix), 1):
             return CholeskyFactor(L)
         L = None if failed else L
+    matrix = matrix if matrix.requires_grad else matrix.tril()
     diagonal = matrix.detach().diagonal(dim1=-2, dim2=-1)
     safe = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
     safe = torch.where((diagonal > 0) & (diagonal < least_told(matrix)), torch.inf, safe)  # nothing told is zero

@@ -24,6 +24,8 @@ from .on_translations import EuclideanOnTranslations as EuclideanOnTranslations
 from .on_translations import euclidean_on_translations as euclidean_on_translations
 from .powers import Power as Power
 from .quasi_diagonal import QuasiDiagonal as QuasiDiagonal
+from .ready import ByInverse as ByInverse
+from .ready import inverted as inverted
 from .ready import made_ready as made_ready
 from .rotated import RotatedDiagonal as RotatedDiagonal
 from .series import Series as Series

@@ -29,6 +29,7 @@ from ..factorizations import Factorization, FrameFactor, Kept, keep, normally
 from ..linear_maps import LinearMap
 from ..solvers import Auto, Solver, Structure
 from ..solvers.base import check_covector, check_finite, check_solver, checked_covector
+from ..solvers.stages import Stages
 from ..spaces import AffineSpace, Space, VectorSpace
 from ..symmetry import Symmetry
 from . import common, members
@@ -124,6 +125,9 @@ class InnerProduct(ABC):
     def dual_factorization(self) -> Factorization | None:
         return None
 
+    def stages(self) -> Stages | None:
+        return None
+
     def rows(self) -> Tensor | None:
         """Rows R with the form equal to RᵀR, where the form was made of them: it is then never solved through RᵀR."""
         return None
@@ -157,8 +161,6 @@ class InnerProduct(ABC):
     def by_members(self) -> bool:
         """Whether it is one form for each member of a family, with nothing between them."""
         return members.uncoupled(self)
-
-    # Flat, sharp and what follows from them
 
     def flat(self, v: Element) -> Covector:
         """The covector w ↦ inner(v, w)."""
@@ -298,16 +300,14 @@ class InnerProduct(ABC):
     def blend(self, other: InnerProduct, weight: float) -> InnerProduct:
         """The running average (1 - weight) g + weight h, kept in one form of this kind.
 
-        A product blends factor by factor, which is not the mean of the two inner products. Refused where the kind is
-        not closed under it.
+        A product blends factor by factor, which is not the mean of the two inner products, a sum term by term. Refused
+        where the kind is not closed under it.
         """
         common.check_blend(self, other if isinstance(other, InnerProduct) else None, other, weight)
         return self.blended(other, weight)
 
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         raise common.no_common_kind(self, other)
-
-    # State and text
 
     def state(self) -> State:
         """Tensors, numbers and strings to rebuild the form with `InnerProduct.from_state(space, state)`."""

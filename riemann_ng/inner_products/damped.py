@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from ..factorizations import Factorization
 from ..solvers.direct import DENSE_LIMIT
 from ..spaces import Family
+from ..symmetry import Symmetry
 from .base import InnerProduct
 from .gram import Gram
 from .moment import SecondMoment
@@ -30,13 +34,43 @@ class Damped(Sum):
 
     def direct_factorization(self, method: str) -> Factorization | None:
         form, damping = self.terms
-        blocks = form.dense_blocks()
+        lower = isinstance(form, Gram) and method == "cholesky"  # what is above the diagonal is not read
+        blocks = form.triangle if lower and isinstance(form, Gram) else form.dense_blocks()
         if blocks is None:
             return super().direct_factorization(method)
         entries = damping.diagonal_entries(blocks).reshape(blocks.shape[:-1])
         matrix = blocks.clone()
         matrix.diagonal(dim1=-2, dim2=-1).add_(entries)
         return factorize_on(self.space, matrix, method)
+
+    def light_symmetry(self) -> Callable[[], Symmetry]:
+        """A function that finds the symmetry on request and holds no tensor of the form that is damped."""
+        form, damping = self.terms
+        assert isinstance(damping, Scaled)
+        return partial(symmetry_of_sum, light_symmetry(form), damping.of, damping._named)
+
+
+def light_symmetry(g: InnerProduct) -> Callable[[], Symmetry]:
+    """A function that finds a form's symmetry on request; it does not hold the form where the symmetry is at hand."""
+    if isinstance(g, Damped):
+        return g.light_symmetry()
+    return partial(identical, g.symmetry) if isinstance(g, (Gram, SecondMoment)) else partial(symmetry_of, g)
+
+
+def symmetry_of_sum(
+    form: Callable[[], Symmetry], reference: InnerProduct, of_c: Symmetry | Callable[[], Symmetry] | None
+) -> Symmetry:
+    """That of `form + c * reference`."""
+    named = of_c() if callable(of_c) else of_c or Symmetry.natural()
+    return form() + named * reference.symmetry
+
+
+def symmetry_of(g: InnerProduct) -> Symmetry:
+    return g.symmetry
+
+
+def identical(symmetry: Symmetry) -> Symmetry:
+    return symmetry
 
 
 def plus(g: InnerProduct, damping: Scaled) -> InnerProduct:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from typing import Literal
@@ -32,7 +33,7 @@ from ..factorizations import RankDeficient, factorize_dense, rounding_unit, tole
 from ..spaces import Family
 from ..symmetry import Symmetry
 from .base import InnerProduct
-from .damped import plus
+from .damped import light_symmetry, plus
 from .diagonal import Euclidean
 from .direct_sum import BlockDiagonal
 from .kronecker import Kronecker
@@ -98,14 +99,17 @@ def damp_factors(
     if split == "none":
         return scalar * Kronecker([plus(G, Scaled(root, h_S)), plus(A, Scaled(root, h_A))])
     pi = balance(size(A, h_A, split, probe), size(G, h_S, split, probe), damping / scalar)
-    damped_G = plus(G, Scaled(root / pi, h_S, partial(symmetry_of_balance, G, h_S, A, h_A)))
-    damped_A = plus(A, Scaled(root * pi, h_A, partial(symmetry_of_balance, A, h_A, G, h_S)))
+    of_G, of_A = light_symmetry(G), light_symmetry(A)
+    damped_G = plus(G, Scaled(root / pi, h_S, partial(symmetry_of_balance, of_G, h_S, of_A, h_A)))
+    damped_A = plus(A, Scaled(root * pi, h_A, partial(symmetry_of_balance, of_A, h_A, of_G, h_S)))
     return scalar * Kronecker([damped_G, damped_A])
 
 
-def symmetry_of_balance(g: InnerProduct, reference: InnerProduct, other: InnerProduct, its: InnerProduct) -> Symmetry:
-    """That of the root of g's size over the other's."""
-    return (g.symmetry * reference.symmetry**-1 * (other.symmetry * its.symmetry**-1) ** -1) ** Fraction(1, 2)
+def symmetry_of_balance(
+    g: Callable[[], Symmetry], reference: InnerProduct, other: Callable[[], Symmetry], its: InnerProduct
+) -> Symmetry:
+    """That of the root of a form's size over another's."""
+    return (g() * reference.symmetry**-1 * (other() * its.symmetry**-1) ** -1) ** Fraction(1, 2)
 
 
 def balance(of_A: Tensor, of_G: Tensor, damping: float | Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..errors import DtypeMismatch, SpaceMismatch
 from ..factorizations import Factorization, InverseFactor, factorize_dense, factorize_rows
 from ..linear_maps import LinearMap
 from ..solvers import Structure
+from ..solvers.stages import Stages
 from ..spaces import Derived, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
@@ -67,11 +68,15 @@ class Pullback(InnerProduct):
     It keeps what h and the map keep: a map that comes with spaces or data all, a constant one little.
     """
 
-    def __init__(self, phi: LinearMap, of: InnerProduct):
+    def __init__(self, phi: LinearMap, of: InnerProduct, staged: Callable[[], Stages] | None = None):
+        """`staged` makes the chain of stages that the map is the composition of, where it is one."""
         if phi.codomain != of.space:
             raise SpaceMismatch(f"SpaceMismatch in pullback: {phi} does not lead to {of.space}, where {of!r} lives.")
         check_map(phi, of, "pullback")
-        self.phi, self.of, self.space = phi, of, phi.domain
+        self.phi, self.of, self.space, self._staged = phi, of, phi.domain, staged
+
+    def stages(self) -> Stages | None:
+        return None if self._staged is None else self._staged()
 
     def flat_components(self, x: Tensor) -> Tensor:
         return self.phi._transpose(self.of.flat_components(self.phi._apply(x)))

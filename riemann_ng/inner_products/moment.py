@@ -119,6 +119,20 @@ class SecondMoment(InnerProduct):
             return super().blended_onto(form, weight)
         return self.sample.blended_moments(form.triangle, weight), False
 
+    def blends_over(self, form: InnerProduct) -> bool:
+        """Whether `blend_over` can write an average of this form over the matrix of another."""
+        return (
+            isinstance(form, Gram)
+            and form.triangle.ndim == 2 + (self.members > 1)
+            and self.sample.blends_in_place
+            and not self.differentiable
+            and not form.differentiable
+        )
+
+    def blend_over(self, triangle: Tensor, weight: float) -> None:
+        """triangle becomes (1 - weight) triangle + weight times the matrix, on and below the diagonal."""
+        self.sample.blend_moments_into(triangle, weight)
+
     def diagonal_entries(self, like: Tensor | None = None) -> Tensor:
         n, k, t = self.sample.counts
         if self.members == 1 and n * k * t < self.space.dim and not self.one_hot and not self.dear:

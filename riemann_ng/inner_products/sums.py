@@ -19,6 +19,7 @@ from ..factorizations import (
 )
 from ..solvers import Structure
 from ..solvers.direct import DENSE_LIMIT
+from ..solvers.stages import Stages
 from ..spaces import Family, VectorSpace
 from ..symmetry import Symmetry
 from .base import InnerProduct, State, kind
@@ -30,6 +31,7 @@ from .members import blocks
 from .on_translations import factorize_on
 from .pencils import DIAGONAL, both_diagonal, cost_of_pencil
 from .rotated import RotatedDiagonal
+from .staged import scaled_stages, stages_of_sum
 from .units import by_units, cost_by_units, factorize_by_units
 
 DENSE = (*DIAGONAL, "dense", "low rank")
@@ -92,6 +94,9 @@ class Scaled(InnerProduct):
     def dense_blocks(self) -> Tensor | None:
         blocks = self.of.dense_blocks()
         return None if blocks is None else blocks * self.scalar
+
+    def stages(self) -> Stages | None:
+        return scaled_stages(self.scalar, self.of)
 
     def pencil_with(self, reference: InnerProduct, like: Tensor | None = None) -> FrameFactor:
         inner = self.of.pencil_with(reference, like)
@@ -269,6 +274,9 @@ class Sum(InnerProduct):
     def dual_factorization(self) -> Factorization | None:
         return None if self._dual is None else self._dual.factorization(torch.empty(0, **self._options(None)))
 
+    def stages(self) -> Stages | None:
+        return stages_of_sum([unscaled(term) for term in self.terms])
+
     def direct_factorization(self, method: str) -> Factorization | None:
         if self.dtype is None:
             return None
@@ -324,6 +332,11 @@ class Sum(InnerProduct):
 
     def expression(self) -> str:
         return " + ".join(term.expression() for term in self.terms)
+
+    def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
+        if not isinstance(other, Sum) or len(other.terms) != len(self.terms):
+            return super().blended(other, weight)
+        return Sum([g.blend(h, weight) for g, h in zip(self.terms, other.terms, strict=True)])
 
     def own_state(self) -> State:
         return {"terms": [term.state() for term in self.terms]}

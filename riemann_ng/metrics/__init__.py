@@ -9,9 +9,14 @@ from .ekfac import EKFAC
 from .fisher import Fisher, GaussNewton
 from .gradient_moment import GradientMoment
 from .kfac import KFAC
+from .kl_shampoo import KLShampoo
+from .learned import LearnedPreconditioner
+from .named_frames import NamedFrame
+from .normalization import BatchNormalization, Whitening
 from .one_sided import PRONG, CotangentsOnly, ForwardOnly
 from .recurrent import RecurrentKFAC
 from .relative_fisher import RelativeFisher
+from .soap import SOAP
 from .spectra import spectrum
 from .tridiagonal import BlockTridiagonalKFAC
 
@@ -19,6 +24,8 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "PRONG",
+    "SOAP",
+    "BatchNormalization",
     "BlockTridiagonalKFAC",
     "CotangentsOnly",
     "EuclideanMetric",
@@ -28,13 +35,17 @@ __all__ = [
     "GaussNewton",
     "GradientCovariance",
     "GradientMoment",
+    "KLShampoo",
     "LayerwiseMetric",
+    "LearnedPreconditioner",
     "MetricAverage",
+    "NamedFrame",
     "RecurrentKFAC",
     "RelativeFisher",
     "RiemannianMetric",
     "RootMeanSquare",
     "RunningAverage",
     "Shampoo",
+    "Whitening",
     "spectrum",
 ]

@@ -11,21 +11,26 @@ restored from its state it goes on bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, NonFinite, SpaceMismatch
-from ..inner_products import BlockDiagonal, Dualized, InnerProduct, Kronecker
+from ..inner_products import BlockDiagonal, Dualized, Gram, InnerProduct, Kronecker, SecondMoment
+from ..inner_products.common import check_blend
 from ..inner_products.gram import Halved
+from ..inner_products.sums import Scaled as ScaledForm
+from ..inner_products.sums import Sum as SumOfForms
 from ..networks.observation import Observation
 from ..spaces import VectorSpace
 from .base import FactorsDamped, RiemannianMetric, Scaled, Sum, given, sum_of, value_at
 
 Schedule = Literal["corrected", "growing"]
 State = dict[str, Any]
+Later = Callable[[], None]
 
 
 class RunningAverage:
@@ -72,6 +77,22 @@ class RunningAverage:
         self.value, self.count = value, self.count + 1
         return value
 
+    def added_over(self, g: InnerProduct, later: list[Later]) -> InnerProduct:
+        """The average with this form taken in, over the tensors of the present one once everything in `later` is done.
+
+        What can fail fails here, and nothing has changed; nor is this average's own `value`, which is the caller's
+        affair. Moments are written over matrices that an earlier blend has made; all else is made anew.
+        """
+        if self.value is None or self.count < 2 or not self.decay:
+            other = RunningAverage(self.decay, self.schedule)
+            other.value, other.count = self.value, self.count
+            return other.add(g)
+        check_finite(g, g)
+        mine: list[Later] = []
+        value = taken_in(self.value, g, self.next_weight, mine)
+        later.extend(mine)
+        return value
+
     def state(self) -> State:
         """Tensors, numbers and strings."""
         value = None if self.value is None else self.value.state()
@@ -113,6 +134,33 @@ class MetricAverage:
                 average.value, average.count = value, count
             raise
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether `update_over` can do what it promises: not where factors are damped after they were averaged."""
+        return not damps_factors(self.metric)
+
+    def update_over(self, observation: Observation) -> Callable[[], InnerProduct]:
+        """As `update`, over the tensors of the averages, which nobody else may hold, when what is returned is called.
+
+        What can fail fails at once, and nothing has changed. Until the call the samples are held.
+        """
+        later: list[Later] = []
+        values = []
+        for leaf, average in zip(leaves(self.metric), self.averages, strict=True):
+            g = average.value
+            new = value_at(leaf, observation) if g is None else leaf.refreshed(g, observation)
+            values.append(average.added_over(new, later))
+        whole = assembled(self.metric, iter(values), observation)
+
+        def commit() -> InnerProduct:
+            for blend in later:
+                blend()
+            for average, value in zip(self.averages, values, strict=True):
+                average.value, average.count = value, average.count + 1
+            return whole
+
+        return commit
+
     def at(self, observation: Observation) -> InnerProduct:
         """The average as it stands; of the observation only references are made."""
         values = [average.value for average in self.averages]
@@ -151,6 +199,29 @@ def leaves(metric: RiemannianMetric) -> list[RiemannianMetric]:
     return leaves(metric.of) if isinstance(metric, (Scaled, FactorsDamped)) else [metric]
 
 
+def damps_factors(metric: RiemannianMetric) -> bool:
+    if isinstance(metric, Sum):
+        return any(damps_factors(term) for term in metric.terms)
+    return isinstance(metric, FactorsDamped) or (isinstance(metric, Scaled) and damps_factors(metric.of))
+
+
+def taken_in(value: InnerProduct, g: InnerProduct, weight: float, later: list[Later]) -> InnerProduct:
+    """`value.blend(g, weight)`, where moments are blended over the matrices of `value` only `later`."""
+    if isinstance(value, BlockDiagonal) and isinstance(g, BlockDiagonal) and value.space == g.space:
+        parts = {name: taken_in(part, g.parts[name], weight, later) for name, part in value.parts.items()}
+        return BlockDiagonal(parts, value.space)
+    if isinstance(value, Kronecker) and isinstance(g, Kronecker):
+        theirs = g.factors_on(tuple(f.space for f in value.factors))
+        if theirs is not None:
+            factors = [taken_in(f, h, weight, later) for f, h in zip(value.factors, theirs, strict=True)]
+            return Kronecker(factors, value.space)
+    if isinstance(value, Gram) and isinstance(g, SecondMoment) and g.blends_over(value):
+        check_blend(value, g, g, weight)
+        later.append(partial(g.blend_over, value.triangle, weight))
+        return Halved.of(value.space, value.triangle, value.name, value.symmetry + g.symmetry)
+    return value.blend(g, weight)
+
+
 def assembled(metric: RiemannianMetric, values: Any, observation: Observation) -> InnerProduct:
     """The metric put together again from the values of its leaves, in their order."""
     if isinstance(metric, Sum):
@@ -175,7 +246,9 @@ def check_finite(value: InnerProduct, g: InnerProduct) -> None:
 
 
 def finite(g: InnerProduct) -> bool:
-    sums = [t.detach().sum().to(torch.float64) for t in looked_at(g) if t.is_floating_point()]
+    sums = [t.detach() if t.ndim == 0 else t.detach().sum() for t in looked_at(g) if t.is_floating_point()]
+    if len({t.dtype for t in sums}) > 1:
+        sums = [t.to(torch.float64) for t in sums]
     return not sums or bool(torch.stack(sums).isfinite().all())
 
 
@@ -184,7 +257,15 @@ def looked_at(g: InnerProduct) -> Iterator[Tensor]:
     if isinstance(g, (BlockDiagonal, Kronecker)):
         for part in g.parts.values() if isinstance(g, BlockDiagonal) else g.factors:
             yield from looked_at(part)
+    elif isinstance(g, SumOfForms):
+        for part in g.terms:
+            yield from looked_at(part)
+    elif isinstance(g, ScaledForm):
+        yield from looked_at(g.of)
+        yield from (c for c in (g.scalar,) if isinstance(c, Tensor))
     elif isinstance(g, Halved):
         yield g.diagonal_entries()
+    elif isinstance(g, SecondMoment) and g.sample.blends_in_place:
+        yield g.sample.squares()
     else:
         yield from g.tensors()

@@ -35,6 +35,7 @@ from ..networks import Estimator, Exact
 from ..networks.observation import LayerObservation, Observation
 from ..spaces import VectorSpace
 from .outputs import check_output, one_output
+from .spectra import spectrum
 
 
 class RiemannianMetric(ABC):
@@ -53,12 +54,27 @@ class RiemannianMetric(ABC):
         """The label source that this metric is best observed with, where nobody says otherwise."""
         return Exact()
 
+    def sees_moments_alone(self) -> bool:
+        """Whether of the samples of a layer nothing is read but their second moments, by `second_moment(...)`.
+
+        Then what observes for it need not keep a batch until the metric is made.
+        """
+        return False
+
     def refreshed(self, previous: InnerProduct, observation: Observation) -> InnerProduct:
         """The inner product at an observation in the form of an earlier value, so that the two `blend`.
 
         A metric in frames of its own keeps those of the earlier value; any other is made anew.
         """
         return self.at(observation)
+
+    def spectrum(self, observation: Observation, relative_to: RiemannianMetric | InnerProduct) -> Tensor:
+        """The numbers λ with g = λ h along some direction, of the two metrics' values at an observation; ascending.
+
+        They are the only eigenvalues of a metric that do not depend on coordinates. See `metrics.spectrum`.
+        """
+        h = relative_to if isinstance(relative_to, InnerProduct) else value_at(relative_to, observation)
+        return spectrum(value_at(self, observation), h)
 
     def damp_factors(
         self, damping: float, reference: RiemannianMetric | None = None, split: Split = "trace"
@@ -169,6 +185,9 @@ class Sum(RiemannianMetric):
     def estimator(self, targets: Any = None) -> Estimator:
         return next((t.estimator(targets) for t in self.terms if t.sees_outputs), self.terms[0].estimator(targets))
 
+    def sees_moments_alone(self) -> bool:
+        return all(term.sees_moments_alone() for term in self.terms)
+
     def refreshed(self, previous: InnerProduct, observation: Observation) -> InnerProduct:
         return self.at(observation)
 
@@ -192,6 +211,9 @@ class Scaled(RiemannianMetric):
 
     def estimator(self, targets: Any = None) -> Estimator:
         return self.of.estimator(targets)
+
+    def sees_moments_alone(self) -> bool:
+        return self.of.sees_moments_alone()
 
     def refreshed(self, previous: InnerProduct, observation: Observation) -> InnerProduct:
         return self.scalar * self.of.refreshed(previous, observation)
@@ -231,6 +253,9 @@ class FactorsDamped(RiemannianMetric):
 
     def estimator(self, targets: Any = None) -> Estimator:
         return self.of.estimator(targets)
+
+    def sees_moments_alone(self) -> bool:
+        return self.of.sees_moments_alone() and (self.reference is None or self.reference.sees_moments_alone())
 
     def expression(self) -> str:
         split = "" if self.split == "trace" else f", split={self.split!r}"

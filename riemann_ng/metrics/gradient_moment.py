@@ -16,6 +16,7 @@ from ..errors import NotClosed
 from ..inner_products import InnerProduct, LowRank
 from ..inner_products.base import State
 from ..networks.observation import Observation
+from ..solvers import Stages
 from ..spaces import DirectSum
 from ..symmetry import Symmetry
 from .gradients import PerExample
@@ -56,6 +57,9 @@ class GradientMoment(PerExample):
     @property
     def symmetry(self) -> Symmetry:
         return self._symmetry
+
+    def stages(self) -> Stages | None:
+        return self._observation.stages()
 
     def expression(self) -> str:
         return self.name

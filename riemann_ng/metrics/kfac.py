@@ -59,5 +59,8 @@ class KFAC(LayerwiseMetric):
         A: InnerProduct = second_moment(seen.inputs)
         return second_moment(seen.cotangents), apart(A) if self.bias == "separate" else A
 
+    def sees_moments_alone(self) -> bool:
+        return self.sharing == "expand" and self.bias == "joint"
+
     def estimator(self, targets: Any = None) -> Estimator:
         return self.observed

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..inner_products import InnerProduct
 from ..samples import Chunked, Compact, Counts, Measure, Sample
+from ..solvers import Stages
 from ..spaces import Family, VectorSpace
 from .directions import Directions
 from .linearization import Linearization
@@ -123,6 +124,9 @@ class ExactObservation(Observation):
     @property
     def products(self) -> InnerProduct:
         return self._linearization().form(self.output, self._directions.there)
+
+    def stages(self) -> Stages | None:
+        return self.products.stages()
 
     def together(self) -> Iterator[dict[str, Tensor]]:
         for found in self._directions.of(list(self.layers)):

@@ -30,6 +30,8 @@ from .directions import kept_graph, transported
 from .output_symmetry import output_bases, symmetry_of_output
 from .precision import HALVES, at_least_single
 from .recording import Call
+from .rows import by_row
+from .stages import stages_of
 from .twice import CheapNorms
 from .uses import use_of
 
@@ -63,7 +65,8 @@ class Linearization:
     def form(self, output: OutputMetric, there: Tensor | None = None) -> Pullback:
         """The output metric, averaged over the examples, pulled back along J; `there` is zero on padding."""
         bases = output_bases(self.outputs.name.removesuffix(".outputs"), self.z, self.calls)
-        return Pullback(self.map, OutputForm(self.outputs, self.z, output, symmetry_of_output(output, bases), there))
+        at_outputs = OutputForm(self.outputs, self.z, output, symmetry_of_output(output, bases), there)
+        return Pullback(self.map, at_outputs, lambda: stages_of(self, at_outputs.rows_map))
 
     @property
     def map(self) -> LinearMap:
@@ -160,14 +163,6 @@ def linearization_of(network: Network, x: Any, z: Tensor, calls: Sequence[Call])
     return Linearization(z, calls, network.tangent_space, outputs, bare, lambda v: network.pushforward(v, x))
 
 
-def by_row(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A map of vectors, applied to every one of a batch."""
-    if x.ndim == 1:
-        return f(x)
-    rows = [by_row(f, row) for row in x.unbind()]
-    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
-
-
 class OutputForm(InnerProduct):
     """The mean over examples of an output metric, on the outputs of a batch; `there` is zero on padding, else one."""
 
@@ -184,6 +179,27 @@ class OutputForm(InnerProduct):
         if self.there is None:
             return self.root.apply(dz).flatten()
         return (self.root.apply(dz * self.there) * self.there).flatten()
+
+    @property
+    def rows_map(self) -> LinearMap:
+        """A root of the form, from the outputs to one number for each example and direction."""
+        n, count = self.shape[0], self.root.count
+        there = 1.0 if self.there is None else self.there
+
+        def pair(row: Tensor) -> Tensor:
+            return self.root.pair(row.view(self.shape) * there).flatten()
+
+        def combine(row: Tensor) -> Tensor:
+            return (self.root.combine(row.view(n, count)) * there).flatten()
+
+        return LinearMap.from_functions(
+            self.space,
+            Space(f"directions of {self.space}", n * count),
+            lambda x: by_row(pair, x) / n**0.5,
+            lambda y: by_row(combine, y) / n**0.5,
+            f"root of {self.output}",
+            natural=True,
+        )
 
     def tensors(self) -> Iterator[Tensor]:
         yield self._like

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..inner_products import InnerProduct
 from ..likelihoods import OutputMetric
 from ..linear_maps import LinearMap
+from ..solvers import Stages
 from .estimators import Linearized
 from .linearization import Linearization, linearized
 from .masks import output_mask
@@ -55,6 +56,9 @@ class LinearizedObservation(Observation):
         z = self._linearization.z
         there = None if self._mask is None else output_mask(self._mask, z, self.output)
         return self._linearization.form(self.output, there)
+
+    def stages(self) -> Stages | None:
+        return self.pulled_back.stages()
 
     def __exit__(self, *exception: object) -> None:
         self._layers.clear()

@@ -11,7 +11,21 @@ from ..errors import ObservationMismatch
 from ..inner_products import InnerProduct
 from ..likelihoods import OutputMetric
 from ..linear_maps import LinearMap
-from ..samples import Chunked, Compact, Counts, OneHot, Sample, WithOne, grams
+from ..samples import (
+    Chunked,
+    Compact,
+    Counts,
+    Folded,
+    OneHot,
+    Sample,
+    WithOne,
+    all_of,
+    folded,
+    grams,
+    sum_of_squares,
+    whole_folded,
+)
+from ..solvers import Stages
 from ..spaces import DirectSum, Family, VectorSpace
 from ..symmetry import Symmetry
 from .estimators import Estimator
@@ -121,6 +135,32 @@ class LayerObservation:
         return f"LayerObservation({self.path!r}, {self.inputs!r}, {self._cotangents!r})"
 
 
+def observation_folded(observation: Observation) -> Observation:
+    """The same, with samples by their second moments where these are smaller; masked ones as they are."""
+    layers = {
+        path: layer._with(sample_folded(layer.inputs), None if back is None else sample_folded(back), None)
+        for path, layer in observation.layers.items()
+        for back in (layer._cotangents,)
+    }
+    return Observation(
+        observation.space, layers, observation.outputs, observation.estimator, observation.output,
+        observation.output_symmetry,
+    )  # fmt: skip
+
+
+def sample_folded(s: Sample) -> Sample:
+    weight = s.measure.weights(s.counts)
+    if not isinstance(weight, float) or isinstance(s.data, Chunked):
+        return s
+    data = s.data.reshape(*s.counts, *s.space.shape) if isinstance(s.data, Tensor) else s.data
+    known = folded(data, s.space, weight)
+    if not isinstance(known, Folded):
+        return s
+    mine = Sample(s.space, known, s.measure, s.name)
+    mine.through = s.through
+    return mine
+
+
 def dense_inputs(inputs: Sample) -> Tensor:
     """(examples, 1, sites, *shape)."""
     x = inputs.dense()
@@ -156,6 +196,8 @@ class Observation:
         self.space, self._layers, self.outputs = space, dict(layers), outputs
         self.estimator, self.output = estimator, output
         self.output_symmetry = Symmetry.natural() if output_symmetry is None else output_symmetry
+        self.pulled_back_again: Callable[[], InnerProduct] | None = None
+        """What `pulled_back` would be, by a forward pass of its own, where the batch is still known."""
 
     @property
     def layers(self) -> dict[str, LayerObservation]:
@@ -213,6 +255,13 @@ class Observation:
         """The output metric, averaged over the examples, pulled back along J; only of `Linearized()`."""
         raise self._not_linearized("pulled_back")
 
+    def stages(self) -> Stages | None:
+        """The stages between the inputs and the outputs with the output metric at the end; None where none are known.
+
+        Raises `UnsupportedLayer` of a network that is no chain.
+        """
+        return None if self.pulled_back_again is None else self.pulled_back_again().stages()
+
     def _not_linearized(self, what: str) -> ObservationMismatch:
         return ObservationMismatch(
             f"ObservationMismatch in .{what}: the batch was observed with {self.estimator}, which keeps samples and no "
@@ -224,17 +273,22 @@ class Observation:
 
     def __exit__(self, *exception: object) -> None:
         self._layers.clear()
+        self.pulled_back_again = None
 
     def __repr__(self) -> str:
         made = f"{self.estimator}, output={self.output}"
         return f"Observation({len(self.space.parts)} layers, {self.examples} examples, {made})"
 
 
-def joined(samples: Sequence[Tensor | OneHot | Compact]) -> Tensor | OneHot | Compact:
+def joined(samples: Sequence[Tensor | OneHot | Compact], space: VectorSpace) -> Tensor | OneHot | Compact:
     """The sites of several calls, one after the other."""
     first = samples[0]
     if len(samples) == 1:
         return first
+    if any(isinstance(s, Folded) for s in samples):
+        parts = [whole_folded(s, space) for s in samples if not isinstance(s, OneHot)]
+        n, k = parts[0].counts[:2]
+        return all_of(parts, (n, k, sum(part.counts[2] for part in parts)))
     if isinstance(first, OneHot):
         return OneHot(torch.cat([s.indices for s in samples if isinstance(s, OneHot)], dim=2), first.dtype)
     if isinstance(first, WithOne):
@@ -255,6 +309,9 @@ class Draws(Compact):
 
     def dense(self) -> Tensor:
         return torch.stack(self.draws, 1)
+
+    def squares(self) -> Tensor:
+        return torch.stack([sum_of_squares(draw) for draw in self.draws]).sum()
 
     def moments(self, weight: float) -> Tensor:
         draws = (draw.reshape(*draw.shape[:2], self.members, -1) for draw in self.draws)

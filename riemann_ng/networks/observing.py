@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidTargets, ShapeMismatch
+from ..inner_products import InnerProduct
 from ..likelihoods import Likelihood, OutputMetric
-from ..samples import Compact, Measure, Multiple, OneHot, Sample
-from ..spaces import Family
+from ..samples import Compact, Folded, Measure, Multiple, OneHot, Sample
+from ..spaces import Family, VectorSpace
 from .constants import check_size
-from .directions import Directions
+from .directions import Directions, moved
 from .estimators import CurvatureProp, Empirical, Estimator, Exact, InputsOnly, MonteCarlo
 from .exact import exact_observation
-from .linearization import linearization_of
+from .linearization import linearization_of, linearized
 from .masks import block_mask, output_mask
 from .observation import LayerObservation, Observation, in_draws, joined
 from .output_symmetry import marked, output_bases, symmetry_of_output
@@ -54,7 +55,18 @@ def sent_back(
         gradients = backpropagate(z, direction.to(z.dtype), calls, keep=keep or k + 1 < len(directions))
         for found, g in zip(arrived, gradients, strict=True):
             found.append(g)
-    return assembled(network, x, z, calls, arrived, directions, estimator, output, mask)
+    seen = assembled(network, x, z, calls, arrived, directions, estimator, output, mask)
+    if isinstance(estimator, (Exact, Empirical)) and x is not None:
+        seen.pulled_back_again = partial(again, network, x, z.detach(), output, there)
+    return seen
+
+
+def again(network: Network, x: Any, z: Tensor, output: OutputMetric, there: Tensor | None) -> InnerProduct:
+    """The output metric pulled back along the network, linearized anew at a batch whose outputs are known."""
+    linearization = linearized(network, x)
+    if not torch.allclose(linearization.z, z, rtol=1e-6, atol=1e-6 * float(z.abs().max())):
+        raise moved()
+    return linearization.form(output, there)
 
 
 def exactly(
@@ -86,7 +98,7 @@ def assembled(
     x: Any,
     z: Tensor,
     calls: Sequence[Call],
-    arrived: Sequence[Sequence[Tensor | None]],
+    arrived: Sequence[Sequence[Tensor | Compact | None]],
     directions: Sequence[Tensor],
     estimator: Estimator,
     output: OutputMetric,
@@ -115,16 +127,14 @@ def assembled(
                 back = at_least_single(constants[block.names["value"]][:, :, None]) if directions else None
             elif mine:
                 each = [call.data(n) for call, _ in mine]
-                inputs = joined(each)
+                inputs = joined(each, A)
                 if mask is not None:
                     there = block_mask(mask, [Sample(A, features).counts[2] for features in each])
                 if directions:
-                    stacks = [
-                        in_draws([call.cotangents(call.zeros(z) if g is None else g, n) for g in found], S)
-                        for call, found in mine
-                    ]
-                    back = joined(stacks)
-                    if factor != 1 and isinstance(back, Tensor):
+                    back = joined([cotangents_of(call, found, S, z) for call, found in mine], S)
+                    if factor != 1 and isinstance(back, Folded):
+                        back = back.times(factor)
+                    elif factor != 1 and isinstance(back, Tensor):
                         back = Multiple(factor, back, S.members if isinstance(S, Family) else 1)
             else:  # not used in this forward: the Fisher is zero there
                 inputs = ones.new_zeros(n, 1, 1, *A.shape)
@@ -147,6 +157,15 @@ def assembled(
             f"any layer."
         )
     return Observation(network.tangent_space, layers, z.detach(), estimator, output, symmetry)
+
+
+def cotangents_of(call: Call, found: Sequence[Tensor | Compact | None], S: VectorSpace, z: Tensor) -> Tensor | Compact:
+    """What arrived at the output of a call, one for each direction; what was folded there is one, and as it is."""
+    first = found[0]
+    if isinstance(first, Compact):
+        return first
+    n, there = z.shape[0], [call.zeros(z) if g is None else g for g in found]
+    return in_draws([call.cotangents(g, n) for g in there if isinstance(g, Tensor)], S)
 
 
 def map_of(network: Network, path: str) -> Tensor:

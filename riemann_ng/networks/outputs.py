@@ -15,8 +15,7 @@ from ..errors import ShapeMismatch, UnsupportedLayer
 
 
 def call_module(module: nn.Module, x: Any) -> Any:
-    """`module(x)`; a tuple or a list is its positional arguments, a mapping whose keys it names its keyword arguments.
-    """
+    """`module(x)`; a tuple or a list are positional arguments, a mapping whose keys it names keyword arguments."""
     if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
         return module(*x)
     if isinstance(x, Mapping) and set(x) <= keywords_of(module):
@@ -31,8 +30,7 @@ def keywords_of(module: nn.Module) -> set[str]:
 
 
 def read_output(output: Any) -> Tensor:
-    """The output that a likelihood is about: a tensor, the `logits` of a structure, or its only floating-point tensor.
-    """
+    """What a likelihood is about: a tensor, the `logits` of a structure, or its only floating-point tensor."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..samples import Compact, Counts, gram, with_borders
+from ..samples import Compact, Counts, gram, sum_of_squares, with_borders
 
 
 class Patches(Compact):
@@ -44,6 +44,9 @@ class Patches(Compact):
 
     def dense(self) -> Tensor:
         return self.features()
+
+    def squares(self) -> Tensor:
+        return sum_of_squares(self.x)
 
     def moments(self, weight: float) -> Tensor:
         rows, (taps, step), high = self._rows(), (self.kernel[0], self.dilation[0]), self.sites[0]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import NonFinite, UnsupportedLayer
-from ..samples import Compact, OneHot
+from ..samples import Compact, Folded, OneHot, folded
+from ..spaces import VectorSpace
 from .blocks import Expansion, Reader, within
 from .outputs import standing_in
 from .precision import HALVES, at_least_single
@@ -31,6 +33,11 @@ CHECKPOINT = "CheckpointFunctionBackward"
 def in_backward() -> bool:
     """Whether autograd is running a backward pass in this thread."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward pass that is running leaves its graph for another one."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def names_in_graph(z: Tensor) -> set[str]:
@@ -93,6 +100,20 @@ class Call:
     version: int
     entry: GradientEdge | None = None
     arrangement: Arrangement | None = None
+    folded: Folded | None = None
+    """What is left of the features where the input was let go."""
+    spoiled: bool = False
+    """Whether the input had been changed in place when it was let go."""
+
+    def let_go(self, space: VectorSpace, n: int) -> None:
+        """From here on the features are known by their second moment, where that is no larger than the input."""
+        data = self.data(n)
+        rows = prod(data.counts if isinstance(data, Compact) else data.shape[:3]) if not isinstance(data, OneHot) else 1
+        known = folded(data, space, 1 / rows)
+        if isinstance(known, Folded):
+            self.spoiled, self.folded = self.x._version != self.version, known
+            self.x = self.x.new_empty(0)
+            self.version = self.x._version
 
     def features(self, n: int) -> Tensor | OneHot:
         """The features, (n, 1, sites, *input_space.shape), at least in single precision."""
@@ -101,6 +122,8 @@ class Call:
 
     def data(self, n: int) -> Tensor | OneHot | Compact:
         """The features as a sample keeps them."""
+        if self.folded is not None:
+            return self.folded
         x, arrangement, lead = at_least_single(self.x), self.arrangement, len(self.lead)
         assert arrangement is not None
         compact = self.reader.compact(x, n, lambda features: arrangement.apply(features, lead, n)[:, None])
@@ -192,7 +215,7 @@ class Recording:
 
     def spoiled(self) -> set[str]:
         """Blocks whose recorded input has been changed in place since."""
-        return {call.path for call in self.calls if call.x._version != call.version}
+        return {call.path for call in self.calls if call.spoiled or call.x._version != call.version}
 
     def check_complete(self, z: Tensor) -> None:
         """Refuses a forward that hides its layers from autograd, as checkpoints of the reentrant kind do."""

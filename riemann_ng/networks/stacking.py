@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
 
-from ..samples import OneHot, Sample
+from ..samples import Compact, Folded, OneHot, Sample, all_of, whole_folded
 from .estimators import Estimator
 from .observation import Observation
 
@@ -37,6 +38,8 @@ def samples_stacked(samples: Sequence[Sample]) -> Sample:
     first = samples[0]
     sites = [s.counts[2] for s in samples]
     longest = max(sites)
+    if any(isinstance(s.data, Folded) for s in samples):
+        return folded_stacked(samples)
     mask = None
     if len(set(sites)) > 1 or any(s.measure.mask is not None for s in samples):
         mask = torch.cat([padded(present(s), longest, 1) for s in samples])
@@ -48,6 +51,21 @@ def samples_stacked(samples: Sequence[Sample]) -> Sample:
         data = torch.cat([padded(s.dense(), longest, 2) for s in samples])
         data = data.reshape(*data.shape[:3], *first.space.shape)
     whole = Sample(first.space, data, replace(first.measure, mask=mask), first.name)
+    whole.through = first.through
+    return whole
+
+
+def folded_stacked(samples: Sequence[Sample]) -> Sample:
+    """Of samples that were folded, or can be: their sites need no padding, for none is told from another."""
+    first = samples[0]
+    parts = [whole_folded(s.data, s.space) for s in samples if isinstance(s.data, (Tensor, Compact))]
+    n, k = sum(s.counts[0] for s in samples), first.counts[1]
+    longest, elements = max(s.counts[2] for s in samples), sum(prod(s.counts) for s in samples)
+    counts = (n, k, longest)
+    data = all_of(parts, counts)
+    if first.measure.kind == "probability":  # all weights together are one, also where some have fewer sites
+        data = data.times((prod(counts) / elements) ** 0.5)
+    whole = Sample(first.space, data, first.measure, first.name)
     whole.through = first.through
     return whole
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import NonFinite, ObservationMismatch, ShapeMismatch, UnsupportedLayer
 from ..likelihoods import OutputMetric
+from ..samples import Compact
+from .arriving import Arrived, folded_call, trace_of
 from .estimators import Empirical, Estimator, Exact
 from .masks import check_mask
 from .observation import Observation
@@ -37,24 +39,6 @@ from .stacking import stacked
 
 if TYPE_CHECKING:
     from .network import Network
-
-
-class Arrived:
-    """The gradient that a backward pass sends through one edge; several passes through it add up."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.open = True
-
-    def add(self, index: int) -> Callable[[Sequence[Tensor | None]], None]:
-        """A hook for the node behind the edge. It knows this box and not the edge: no cycle through the graph."""
-
-        def hook(gradients: Sequence[Tensor | None]) -> None:
-            g = gradients[index]
-            if self.open and g is not None:
-                self.total = g.detach() if self.total is None else self.total + g.detach()
-
-        return hook
 
 
 @dataclass
@@ -76,6 +60,18 @@ class Pass:
         edges = [call.edge for call in self.calls] + [output_edge(self.z)]
         for edge, box in zip(edges, self.boxes, strict=True):
             self.handles.append(edge.node.register_prehook(box.add(edge.output_nr)))
+
+    def fold(self, network: Network) -> None:
+        """From here on layers' inputs and gradients are let go as the backward pass comes by: see `Tape.folds`."""
+        if not arrange(self.calls, network._arrangements):
+            return
+        n = self.z.shape[0]
+        for call, box in zip(self.calls, self.boxes, strict=False):
+            block = network.blocks[call.path]
+            if block.reader is not None and call.path not in network._spreading:
+                box.fold = partial(folded_call, call, block.input_space, block.output_space, n)
+        if not network._per_example.names:
+            self.boxes[-1].fold = trace_of
 
     def release(self) -> None:
         for handle in self.handles:
@@ -103,6 +99,11 @@ class Tape:
         self._watch: Recording | None = None
         self._inside: Any = None
         self._closed = False
+        self.folds = False
+        """Whether of layers' inputs and gradients only second moments are kept, where these are smaller.
+
+        They are taken as a backward pass comes by that frees its graph. It is for `Empirical()`, without a mask.
+        """
 
     # On and off
 
@@ -190,6 +191,8 @@ class Tape:
             x = batch_of(module, args, kwargs) if self.network._per_example.names else None
             p = Pass(x, z, seen, [Arrived() for _ in range(len(seen.calls) + 1)], z._version)
             p.listen()
+            if self.folds:
+                p.fold(self.network)
             self._passes.append(p)
         self._watch.calls = []
 
@@ -271,7 +274,7 @@ class Tape:
         self, p: Pass, estimator: Estimator, output: OutputMetric | None, mask: Tensor | None, divided_by: float | None
     ) -> Observation:
         network, at_output = self.network, p.boxes[-1].total
-        if at_output is None:
+        if not isinstance(at_output, Tensor):
             raise ObservationMismatch(
                 "ObservationMismatch in Tape.observe: Empirical() without targets reads the loss's own backward, and "
                 "none has come through. Call loss.backward() first, or give Empirical(targets)."
@@ -279,7 +282,8 @@ class Tape:
         scale = float(p.z.shape[0] if divided_by is None else divided_by)
         found = [box.total for box in p.boxes[:-1]]
         there = [(call.path, g) for call, g in zip(p.calls, found, strict=True) if g is not None]
-        flags = torch.stack([g.sum().isfinite() for _, g in there]).tolist() if there else []
+        sums = [g.squares() if isinstance(g, Compact) else g.sum() for _, g in there]
+        flags = torch.stack([total.isfinite() for total in sums]).tolist() if there else []
         for (path, _), finite in zip(there, flags, strict=True):
             if not finite:
                 raise NonFinite(

@@ -6,7 +6,8 @@ per exact direction, 1/(n K) per Monte Carlo draw, and add up over sites. Paddin
 the inputs has (1, 1) entry one in a hull, and a product of two second moments needs no scale factor.
 """
 
-from .data import Chunked, Compact, Data, Multiple, OneHot, WithOne
+from .data import Chunked, Compact, Data, Multiple, OneHot, WithOne, sum_of_squares
+from .folded import Folded, all_of, folded, whole_folded
 from .measures import Counts, Measure
 from .products import gram, grams, with_borders
 from .sample import Sample
@@ -16,12 +17,17 @@ __all__ = [
     "Compact",
     "Counts",
     "Data",
+    "Folded",
     "Measure",
     "Multiple",
     "OneHot",
     "Sample",
     "WithOne",
+    "all_of",
+    "folded",
     "gram",
     "grams",
+    "sum_of_squares",
+    "whole_folded",
     "with_borders",
 ]

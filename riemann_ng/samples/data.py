@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InvalidSetting
 from .measures import Counts
-from .products import bordered, gram, grams, onto, with_borders
+from .products import bordered, gram, grams, grams_into, onto, with_borders
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,14 @@ class Compact(ABC):
         """kept base + moments(weight), a new tensor. Above the diagonals there may be anything, in the base too."""
         return onto(self.moments(weight), base, kept)
 
+    def moments_into(self, base: Tensor, kept: float, weight: float) -> None:
+        """As `moments_onto`, bit for bit, over the base itself: whether others hold it changes no number."""
+        base.copy_(self.moments_onto(base, kept, weight))
+
+    def squares(self) -> Tensor:
+        """Of the size of Σ |x|²: a number that is finite only where the second moment is."""
+        return sum_of_squares(self.dense())
+
 
 class WithOne(Compact):
     """Points of an affine space, (examples, draws, sites, *[members], d), as elements of its hull: (a, 1)."""
@@ -93,6 +101,17 @@ class WithOne(Compact):
 
     def moments_onto(self, base: Tensor, kept: float, weight: float) -> Tensor:
         return self._moments(weight, base, kept)
+
+    def moments_into(self, base: Tensor, kept: float, weight: float) -> None:
+        if self.members > 1:
+            return super().moments_into(base, kept, weight)
+        x = self.points.reshape(*self.counts, self.members, -1)
+        total, mass = x.flatten(0, 2).sum(0) * weight, weight * x.shape[:3].numel()
+        grams_into(x, weight, base[:, :-1, :-1], kept)
+        bordered(base, torch.add(total, base[:, -1, :-1], alpha=kept), mass + kept * base[:, -1, -1])
+
+    def squares(self) -> Tensor:
+        return sum_of_squares(self.points)
 
     def _moments(self, weight: float, base: Tensor | None, kept: float) -> Tensor:
         x = self.points.reshape(*self.counts, self.members, -1)
@@ -127,8 +146,22 @@ class Multiple(Compact):
     def moments_onto(self, base: Tensor, kept: float, weight: float) -> Tensor:
         return grams(self._by_member(), weight * self.factor**2, base, kept)
 
+    def moments_into(self, base: Tensor, kept: float, weight: float) -> None:
+        grams_into(self._by_member(), weight * self.factor**2, base, kept)
+
+    def squares(self) -> Tensor:
+        return sum_of_squares(self.elements) * self.factor**2
+
     def _by_member(self) -> Tensor:
         return self.elements.reshape(*self.counts, self.members, -1)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    x = x.detach()
+    if x.is_contiguous():
+        flat = x.view(-1)
+        return torch.dot(flat, flat)
+    return torch.linalg.vector_norm(x).square()
 
 
 Data = Tensor | OneHot | Chunked | Compact

@@ -5,20 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PANEL = 96
+PANEL = 64
 """Rows of the result that one thread computes at a time."""
 
 
 def gram(
     x: Tensor, weight: float = 1.0, out: Tensor | None = None, base: Tensor | None = None, kept: float = 0.0
 ) -> Tensor:
-    """weight xᵀx for rows x (n, d); with a `base`, `kept` times that besides, on and below the diagonal alone."""
+    """weight xᵀx for rows x (n, d); with a `base`, `kept` times that besides, on and below the diagonal alone.
+
+    The base itself may be `out`: then nothing is copied.
+    """
     d = x.shape[1]
     panel = PANEL * torch.get_num_threads()
     if x.requires_grad or x.device.type != "cpu" or 2 * d <= 3 * panel:
         if x.requires_grad or base is None:
             whole = (x.mT @ x) * weight if x.requires_grad else (x.mT @ x).mul_(weight)
             whole = onto(whole, base, kept)
+        elif out is not None:
+            return torch.addmm(base, x.mT, x, beta=kept, alpha=weight, out=out)
         else:
             whole = torch.addmm(base, x.mT, x, beta=kept, alpha=weight)
         return whole if out is None else out.copy_(whole)
@@ -35,6 +40,20 @@ def gram(
 
 def onto(M: Tensor, base: Tensor | None, kept: float) -> Tensor:
     return M if base is None else torch.add(M, base, alpha=kept)
+
+
+def grams_into(x: Tensor, weight: float, base: Tensor, kept: float) -> None:
+    """base becomes kept base + weight Σ x xᵀ, on and below the diagonals: what `grams` gives on it, bit for bit."""
+    if in_rows(x):
+        gram(x.squeeze(-2).flatten(0, -2), weight, base[0], base[0], kept)
+    else:
+        torch.add(grams(x, weight), base, alpha=kept, out=base)
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether elements of one member lie so that their rows are multiplied as they stand."""
+    m, d = x.shape[-2:]
+    return m == 1 and (d == 1 or x.stride(-1) == 1 or x.stride(-3) != 1 or d > x.shape[-3])
 
 
 def grams(x: Tensor, weight: float = 1.0, base: Tensor | None = None, kept: float = 0.0) -> Tensor:

@@ -12,9 +12,9 @@ from ..elements import Covector, Element, Vector, check_components, check_same_k
 from ..errors import ShapeMismatch, SpaceMismatch
 from ..linear_maps import LinearMap
 from ..spaces import Family, VectorSpace, check_vector_space
-from .data import Chunked, Compact, Data, OneHot
+from .data import Chunked, Compact, Data, OneHot, sum_of_squares
 from .measures import Counts, Measure, check_choice, times
-from .products import grams
+from .products import grams, grams_into
 
 
 class Sample:
@@ -158,6 +158,29 @@ class Sample:
         if base.ndim == 3:
             return self._moments(base.shape[0], base, weight)
         return self._moments(1, base[None], weight)[0]
+
+    @property
+    def blends_in_place(self) -> bool:
+        """Whether `blend_moments_into` has anything to offer: not of one-hot data, of pieces, or of absent elements."""
+        return not isinstance(self.data, (OneHot, Chunked)) and isinstance(self.measure.weights(self.counts), float)
+
+    def blend_moments_into(self, base: Tensor, weight: float) -> None:
+        """As `blended_moments`, over the base itself. Asked for where `blends_in_place`."""
+        given, kept = self.measure.weights(self.counts), 1 - weight
+        assert isinstance(given, float)
+        base = base if base.ndim == 3 else base[None]
+        members = base.shape[0]
+        if isinstance(self.data, Compact):
+            if self.data.members == members:
+                self.data.moments_into(base, kept, given * weight)
+            else:
+                base.copy_(self._moments(members, base, weight))
+        else:
+            grams_into(self.dense().unflatten(-1, (members, -1)), given * weight, base, kept)
+
+    def squares(self) -> Tensor:
+        """Of the size of Σ |x|²: a number that is finite only where the second moment is. Asked for as above."""
+        return self.data.squares() if isinstance(self.data, Compact) else sum_of_squares(self.dense())
 
     def _moments(self, members: int, base: Tensor | None = None, share: float = 1.0) -> Tensor:
         """The moments, or their blend with a base, in which they have this share."""

@@ -17,6 +17,7 @@ from .invariance import check_invariance as check_invariance
 from .invariance import direction as direction
 from .invariance import discrepancy as discrepancy
 from .invariance import metric as metric
+from .invariance import norm as norm
 from .invariance import optimizer as optimizer
 from .invariance import update as update
 from .kinds import KINDS as KINDS

@@ -23,11 +23,14 @@ from ..linear_maps import LinearMap
 from ..samples import Chunked, Measure, OneHot, Sample
 from ..spaces import Family, Space, VectorSpace
 from .draws import Draw
+from .kinds_by_inverse import by_inverses
+from .kinds_learned import learned_inverse
 from .kinds_of_chains import chain, series
 from .kinds_of_layers import (
     damped_quasi_diagonal,
     damped_unit_wise,
     framed,
+    kept_eigenbasis,
     power,
     quasi_diagonal,
     rotated_by_members,
@@ -302,6 +305,7 @@ KINDS: dict[str, Factory] = {
     "low rank": low_rank,
     "framed": framed,
     "power": power,
+    "kept eigenbasis": kept_eigenbasis,
     "rotated diagonal": rotated_diagonal,
     "rotated by members": rotated_by_members,
     "rotated with vectors": rotated_with_vectors,
@@ -332,6 +336,8 @@ KINDS: dict[str, Factory] = {
     "tikhonov": tikhonov,
     "damped factors": damped_factors,
     "damped network": damped_network,
+    "by inverses": by_inverses,
+    "learned inverse": learned_inverse,
     "dual": dual,
     "pullback": pulled_back,
     "restriction": restricted,

@@ -17,6 +17,7 @@ from ..inner_products import (
     RotatedDiagonal,
     UnitWise,
 )
+from ..metrics.eigenbasis import KeptEigenbasis, eigenbasis
 from ..spaces import AffineSpace, Family, Hom, VectorSpace
 from .draws import Draw
 from .matrices import Drawn, kron
@@ -46,6 +47,18 @@ def power(draw: Draw) -> Drawn:
         return Power(Gram(V, M, name=draw.name("M")), p, before, 0.5), to_power(M, p, before, 0.5)
     entries = draw.between(0.2, 5.0, V.dim)
     return Power(Diagonal(V, entries), p, before, 0.5), to_power(torch.diag(entries), p, before, 0.5)
+
+
+def kept_eigenbasis(draw: Draw) -> Drawn:
+    """A root of a diagonal in the eigenbasis of two factors, which are remembered."""
+    V, W = draw.simple_space(2, 3), draw.simple_space(2, 3)
+    factors = draw.positive(V.dim), draw.positive(W.dim)
+    turns, ties = zip(*(eigenbasis(M) for M in factors), strict=True)
+    spectrum = draw.between(0.2, 5.0, V.dim, W.dim)
+    form = RotatedDiagonal(Euclidean(V * W), turns, spectrum, "eigenbasis", natural=True)
+    P = kron(*turns)
+    dense = P @ torch.diag(spectrum.flatten().sqrt() + 0.1) @ P.mT
+    return KeptEigenbasis(Power(form, 0.5, after=0.1), factors, turns, ties), dense
 
 
 def to_power(M: Tensor, p: float, before: float, after: float = 0.0) -> Tensor:

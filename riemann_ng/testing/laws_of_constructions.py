@@ -18,8 +18,10 @@ from ..inner_products import (
     QuasiDiagonal,
     Scaled,
     Series,
+    Sum,
 )
 from ..linear_maps import LinearMap
+from ..metrics.learned import LearnedInverse
 from ..spaces import DirectSum, Family, Space
 from .cases import Case, law
 from .kinds_of_chains import mean_of_chains, mean_of_series
@@ -172,7 +174,10 @@ def pencil(case: Case) -> None:
 
 @law
 def blend(case: Case) -> str | None:
-    """The mean of the two, if the kind is closed; of products factor by factor, of a quasi-diagonal the part kept."""
+    """The mean of the two, if the kind is closed; of products factor by factor, of sums term by term.
+
+    Of a quasi-diagonal the mean of the part that is kept.
+    """
     g = case.form
     if case.other is None:
         return "no second form was drawn"
@@ -195,9 +200,14 @@ def _mean(g: InnerProduct, G: Tensor, h: InnerProduct, H: Tensor, w: float) -> T
         theirs = [c * like.factors[0], *like.factors[1:]]
         means = [_mean(a, a.matrix(G), b, b.matrix(G), w) for a, b in zip(g.factors, theirs, strict=True)]
         return by_member(g.members, [_members(M, a) for M, a in zip(means, g.factors, strict=True)])
+    if isinstance(g, Sum) and isinstance(h, Sum):
+        pairs = zip(g.terms, h.terms, strict=True)
+        return torch.stack([_mean(a, a.matrix(G), b, b.matrix(G), w) for a, b in pairs]).sum(0)
     if isinstance(g, BlockDiagonal) and isinstance(h, BlockDiagonal):
         where = g.space.slices
         return torch.block_diag(*(_mean(g.parts[k], G[s, s], h.parts[k], H[s, s], w) for k, s in where.items()))
+    if isinstance(g, LearnedInverse) and isinstance(h, LearnedInverse):
+        return torch.linalg.inv(_mean(g.of, torch.linalg.inv(G), h.of, torch.linalg.inv(H), w))
     if isinstance(g, Chain) and isinstance(h, Chain):
         return mean_of_chains(g, h, w)
     if isinstance(g, Power) and isinstance(h, Power):

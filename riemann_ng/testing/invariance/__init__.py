@@ -18,6 +18,7 @@ from .shrinking import discrepancy as discrepancy
 from .subjects import Subject as Subject
 from .subjects import direction as direction
 from .subjects import metric as metric
+from .subjects import norm as norm
 from .subjects import optimizer as optimizer
 from .subjects import update as update
 from .suite import InvarianceSuite as InvarianceSuite

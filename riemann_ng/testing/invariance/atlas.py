@@ -27,8 +27,8 @@ from torch.distributions import Categorical
 from ...errors import InvalidSetting
 from ...likelihoods import FromDistribution
 from ...reparametrize.groups import JOINT
-from ...symmetry import WITHIN
-from . import atlas_natural, atlas_subjects
+from ...symmetry import WITHIN, Symmetry
+from . import atlas_natural, atlas_norms, atlas_subjects
 from .atlas_rows import GROUP, KEPT, Row
 from .probes import FrameProbe, Probe
 from .problem_probes import LossScale
@@ -114,8 +114,8 @@ def told(kept: Kept) -> str:
 def all_rows(quick: bool = False) -> list[Row]:
     """The subjects, in the order of the table; `quick` are about a dozen of all kinds."""
     makers: tuple[Callable[[], Iterator[Row]], ...] = (
-        atlas_subjects.first_order, atlas_subjects.adaptive, atlas_subjects.matrixwise, atlas_natural.kfac,
-        atlas_natural.others,
+        atlas_subjects.first_order, atlas_subjects.adaptive, atlas_subjects.matrixwise, atlas_norms.rows,
+        atlas_natural.kfac, atlas_natural.others,
     )  # fmt: skip
     return [row for row in itertools.chain.from_iterable(make() for make in makers) if row.quick or not quick]
 
@@ -166,6 +166,9 @@ class Shared(Probe):
         if key not in self._kept:
             self._kept[key] = self.probe.moved(problem, seed, size)
         return self._kept[key]
+
+    def claim(self, symmetry: Symmetry, problem: Problem) -> tuple[bool | None, str]:
+        return self.probe.claim(symmetry, problem)
 
 
 @cache

@@ -7,24 +7,37 @@ from typing import Any
 
 from ... import optim
 from ...likelihoods import EuclideanOutput
-from ...metrics import EKFAC, KFAC, EuclideanMetric, Fisher, GaussNewton
+from ...metrics import (
+    EKFAC,
+    KFAC,
+    SOAP,
+    BatchNormalization,
+    EuclideanMetric,
+    Fisher,
+    GaussNewton,
+    KLShampoo,
+    Whitening,
+)
 from ...networks import Network
 from .atlas_rows import NaturalTraining, Row, library, natural, torch_optimizer
-from .methods.metrics import EmpiricalFisher, FlipFlop, InputsDamped, Whitening
+from .methods.metrics import EmpiricalFisher, FlipFlop, InputsDamped
+from .methods.metrics import Whitening as WhitenedInputs
 from .methods.natural import (
     GradientMomentum,
     IdentityStarted,
     InverseFree,
     Natural,
+    OverTime,
     bias_rate,
     damped_by_the_start,
     decay,
     euclidean_clip,
+    frame_of_half,
     half_of_the_batch,
 )
 from .subjects import Subject
 
-AFF, GL, O, TO = "Aff", "GL", "O", "T.O"  # noqa: E741
+AFF, GL, O, TO, TM = "Aff", "GL", "O", "T.O", "T.M"  # noqa: E741
 
 
 def made(name: str, make: Callable[[Network], Natural]) -> Callable[[], Subject]:
@@ -102,8 +115,24 @@ def others() -> Iterator[Row]:
         "EKFAC relative to another sample", frames, lambda n, x: EKFAC(reference=half_of_the_batch(n, x)), 0.15,
         AFF, AFF, AFF, True, False,
     )  # fmt: skip
-    yield row("PRONG", frames, Whitening(), 0.5, AFF, TO, TO, False, False, note="ε = 0", quick=True)
-    yield row("PRONG, ε > 0", frames, Whitening(0.1), 0.5, TO, TO, TO, False, False)
+    yield row("PRONG", frames, WhitenedInputs(), 0.5, AFF, TO, TO, False, False, note="ε = 0", quick=True)
+    yield row("PRONG, ε > 0", frames, WhitenedInputs(0.1), 0.5, TO, TO, TO, False, False)
+    by_units, both = BatchNormalization("activations", 0.0), Whitening("both", 0.0)
+    given = BatchNormalization("pre-activations", 0.0)
+    yield row("batch normalization of activations", frames, by_units, 0.5, TM, TO, TO, False, False, note="ε = 0")
+    yield row("batch normalization of pre-activations", frames, given, 0.5, O, TM, TM, False, False, note="ε = 0")
+    yield row("whitening of both", frames, both, 0.3, AFF, AFF, AFF, True, False, note="ε = 0")
+    yield Row(
+        "SOAP, a metric over time", frames, made("SOAP", lambda n: OverTime(n, SOAP(1e-3, every=2), 0.05)),
+        O, TO, TO, True, False, note="ε = 1e-3; factors whose eigenvalues are apart", steps=6,
+    )  # fmt: skip
+    yield row(
+        "SOAP relative to another sample", frames,
+        lambda n, x: SOAP(0.0, of="examples", frame=frame_of_half(n, x)), 0.05,
+        AFF, AFF, AFF, True, False, note="ε = 0",
+    )  # fmt: skip
+    yield row("KL-Shampoo", frames, KLShampoo(), 0.1, O, TO, TO, True, False, note="ε = 0")
+    yield row("KL-Shampoo, no root", frames, KLShampoo(power=1.0), 0.5, AFF, AFF, AFF, True, False, note="ε = 0")
     yield singd("the identity", 0.8, False, O, TO, TO, False, False)
     yield singd("the first factors", 0.15, True, AFF, AFF, AFF, True, False)
     yield row("flip-flop, converged", frames, FlipFlop(), 10.0, AFF, AFF, AFF, True, False)

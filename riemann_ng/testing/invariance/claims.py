@@ -23,7 +23,7 @@ def static_symmetry(subject: Subject, problem: Problem) -> Symmetry | None:
                 with observation:
                     return value_at(metric, observation).symmetry
             if isinstance(subject, OfNorm):
-                return subject.of.on(problem.network.tangent_space).symmetry
+                return subject.at(problem).symmetry
     except RiemannError:  # a norm or a form that cannot tell
         return None
     return None

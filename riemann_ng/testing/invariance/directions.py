@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ...metrics import RiemannianMetric
 from ...metrics.base import value_at
 from ...networks import Network
 from ...networks.observation import Observation
-from ...norms import Norm
+from ...norms import Norm, Spectral, norm_at
 from ...solvers import Solver
 from .carriers import Carrier
 from .naming import named
@@ -134,28 +135,64 @@ class Metric(Direction):
 
     def reference(self, problem: Problem) -> InnerProduct:
         """For which the solution is shortest: the original's coordinates, wherever the problem is."""
-        if problem.twin is None:
-            return Euclidean(problem.network.tangent_space)
-        return problem.twin.transport(Euclidean(problem.twin.original.tangent_space))
+        return reference_on(problem)
 
     def _vector(self, network: Network, x: Any, y: Any) -> Vector:
         raise NotImplementedError
 
 
 class OfNorm(Direction):
-    """Steepest descent of a norm: dual norm times sharp."""
+    """Steepest descent of a norm: dual norm times sharp. One with a kernel is solved with a carried reference."""
 
-    def __init__(self, of: Norm, name: str | None = None):
-        super().__init__(self._vector, name or repr(of))
+    def __init__(self, of: Norm | Callable[[Network], Norm], name: str | None = None):
+        super().__init__(self._vector, name or (repr(of) if isinstance(of, Norm) else named(of)))
         self.of = of
+        self._original: Norm | None = None
+        self.degenerate = False
+
+    def forget(self) -> None:
+        super().forget()
+        self._original, self.degenerate = None, False
+
+    def at(self, problem: Problem, degenerate: bool = False) -> Norm:
+        """The norm on a problem, as it was read at the original, its data carried there, at the parameters."""
+        norm = self.of if self._original is None else self._original
+        if not isinstance(norm, Norm):
+            norm = norm(problem.network)
+            if not isinstance(norm, Norm):
+                raise InvalidSubject(f"InvalidSubject in {CALL}: {self.name} must return a norm, got {norm!r}.")
+        if self._original is None and problem.twin is None:
+            self._original = norm = norm.as_read(problem.network)
+        for carrier in (problem.opened, problem.twin):
+            if carrier is not None:
+                norm = norm.with_forms(partial(carried, twin=carrier))
+        if degenerate and isinstance(norm, Spectral) and norm.modulo_kernel is None:
+            norm = Spectral(norm.between, norm.method, norm.scale, modulo_kernel=reference_on(problem))
+        return norm_at(norm, problem.network, problem.x, problem.y)
 
     def vector(self, problem: Problem) -> Vector:
         df = self.differential(problem)
-        norm = self.of.on(df.lives_in.dual)
+        try:
+            return self._steepest(self.at(problem, self.degenerate), df)
+        except DegenerateMetric:
+            if self.degenerate or problem.twin is not None:
+                raise
+            self.degenerate = True
+            return self._steepest(self.at(problem, True), df)
+
+    def _steepest(self, norm: Norm, df: Covector) -> Vector:
+        norm = norm.on(df.lives_in.dual)
         return norm.dual_norm(df) * norm.sharp(df)
 
     def _vector(self, network: Network, x: Any, y: Any) -> Vector:
         raise NotImplementedError
+
+
+def reference_on(problem: Problem) -> InnerProduct:
+    """For which solutions are shortest: the original's coordinates, wherever the problem is."""
+    if problem.twin is None:
+        return Euclidean(problem.network.tangent_space)
+    return problem.twin.transport(Euclidean(problem.twin.original.tangent_space))
 
 
 def carried(thing: Any, twin: Carrier) -> Any:

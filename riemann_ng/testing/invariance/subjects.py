@@ -5,6 +5,7 @@
     optimizer(lambda model, likelihood: NaturalGradient(model, likelihood))
     update(f)                                                       # f(model, x, y) moves the parameters in place
     metric(lambda network: KFAC() + FixedMetric(form_on(network)))  # constants that depend on the network
+    norm(lambda network: Spectral(between=KFAC() + FixedMetric(form_on(network))))
     direction(lambda network, x, y: vector)                         # any tangent vector
 
 Constants inside a metric given as a value are *transported* to twins (`FixedMetric`, likelihoods); a `EuclideanMetric`
@@ -56,6 +57,11 @@ def metric(
 ) -> Subject:
     """A metric, or a function that makes one for a network; `solver` is how it is inverted."""
     return Metric(of, solver, name)
+
+
+def norm(of: Norm | Callable[[Network], Norm], name: str | None = None) -> Subject:
+    """A norm, or a function that makes one for a network; what it is made of is carried to twins."""
+    return OfNorm(of, name)
 
 
 def direction(function: Callable[[Network, Any, Any], Vector], name: str | None = None) -> Subject:

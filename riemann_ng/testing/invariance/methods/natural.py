@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....elements import Covector, Vector
 from ....inner_products import InnerProduct
-from ....metrics import KFAC, FixedMetric, RiemannianMetric
+from ....metrics import KFAC, FixedMetric, MetricAverage, NamedFrame, RiemannianMetric
 from ....metrics.base import value_at
 from ....networks import Network
 from ....networks.observation import Observation
@@ -118,6 +118,11 @@ def damped_by_the_start(damping: float) -> Callable[[Network, Any], RiemannianMe
 def half_of_the_batch(network: Network, x: Tensor) -> FixedMetric:
     """K-FAC's value at every second example."""
     return FixedMetric(KFAC().at(network.observe(x[::2])), "KFAC of half of the batch")
+
+
+def frame_of_half(network: Network, x: Tensor) -> NamedFrame:
+    """A frame that is orthonormal for it."""
+    return NamedFrame.of(KFAC(), network.observe(x[::2]), "K-FAC of half of the batch")
 
 
 # What is done to steps
@@ -252,3 +257,15 @@ class GradientMomentum:
     def __call__(self, seen: Seen) -> Vector:
         self.kept = seen.df if self.kept is None else self.keep * self.kept + (1 - self.keep) * seen.df
         return -seen.lr * seen.metric.sharp(self.kept)
+
+
+class OverTime(Natural):
+    """The running average of a metric over the steps, frames and all that it remembers, and minus lr its sharp."""
+
+    def __init__(self, network: Network, metric: RiemannianMetric, lr: float, decay: float = 0.8):
+        super().__init__(network)
+        self.metric, self.lr, self.average = metric, lr, MetricAverage(metric, decay)
+
+    def displacement(self, x: Any, y: Any) -> Vector:
+        with self.network.observe(x, self.metric.estimator(y), output=self.metric.output) as observation:
+            return -self.lr * self.average.update(observation).sharp(self.differential(x, y))
