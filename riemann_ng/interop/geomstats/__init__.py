@@ -12,3 +12,10 @@ from .as_metric import InnerProductMetric as InnerProductMetric
 from .as_metric import as_geomstats as as_geomstats
 from .at_point import from_geomstats as from_geomstats
 from .at_point import tangent_inclusion as tangent_inclusion
+from .places import OffManifold as OffManifold
+from .places import OnManifold as OnManifold
+from .places import constraint_errors as constraint_errors
+from .places import project_ as project_
+from .training import ManifoldNaturalGradient as ManifoldNaturalGradient
+from .training import OnTangentSpaces as OnTangentSpaces
+from .training import Retracted as Retracted

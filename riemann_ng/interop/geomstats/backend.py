@@ -54,8 +54,12 @@ with on_torch():
     from geomstats.geometry.complex_manifold import ComplexManifold
     from geomstats.geometry.euclidean import Euclidean as EuclideanManifold
     from geomstats.geometry.euclidean import EuclideanMetric
+    from geomstats.geometry.hyperboloid import Hyperboloid
+    from geomstats.geometry.manifold import Manifold
+    from geomstats.geometry.poincare_ball import PoincareBall
     from geomstats.geometry.riemannian_metric import RiemannianMetric
     from geomstats.geometry.scalar_product_metric import ScalarProductMetric
+    from geomstats.geometry.spd_matrices import SPDMatrices
     from geomstats.numerics.geodesic import ExpODESolver, LogSolver, PathStraightening
     from geomstats.numerics.ivp import GSIVPIntegrator
     from geomstats.numerics.optimization import ScipyMinimize
@@ -67,9 +71,13 @@ __all__ = [
     "ExpODESolver",
     "FlatManifold",
     "GSIVPIntegrator",
+    "Hyperboloid",
     "LogSolver",
+    "Manifold",
     "PathStraightening",
+    "PoincareBall",
     "RiemannianMetric",
+    "SPDMatrices",
     "ScalarProductMetric",
     "ScipyMinimize",
     "VectorSpaceOpenSet",
@@ -87,6 +95,9 @@ if FIRST and torch.get_default_dtype() in FLOATS:
 def geomstats_in(dtype: torch.dtype) -> Iterator[None]:
     """geomstats makes its constants in its default dtype: in a narrower one than the point's they spoil the result."""
     theirs, ours = gs.get_default_dtype(), torch.get_default_dtype()
+    if theirs == ours == dtype:  # to change it takes as long as a small exp
+        yield
+        return
     try:
         gs.set_default_dtype(FLOATS[dtype])
         yield
