@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optim_cases import CE, data, flat, mlp, step
+from optim_cases import CE, batches, data, flat, mlp, step
 from torch import nn
 
 import riemann_ng as rng
@@ -30,6 +30,7 @@ from riemann_ng.optim import (
 from riemann_ng.optim.listening import Pass
 from riemann_ng.optim.quadratic import Batch, Model
 from riemann_ng.optim.random_state import RandomState
+from riemann_ng.optim.smoothing import GradientAverage
 from riemann_ng.optim.steps import Situation, Taken
 
 EVERY = Schedule(statistics=1, factorize=1, warmup=0)
@@ -243,6 +244,89 @@ def test_between_models_the_coefficients_stay_and_the_share_of_the_proposal_does
     assert QuadraticModel(every=5).displacement(far).alpha == pytest.approx(0.4)  # twice a tenth of the length
 
 
+def smoothed_run(steps, smoothing, **options):
+    """A run at a fixed metric, with its gradients and displacements."""
+    model, gradients, moved, made = mlp(), [], [], []
+    rule = QuadraticModel(smoothing=smoothing)
+    once = Schedule(statistics=10**6, factorize=10**6, warmup=1)
+    opt = NaturalGradient(
+        model, Categorical(), damping=1e-1, step_size=rule, estimator=Exact(), schedule=once, momentum=0.0, **options
+    )
+    for x, y in batches(steps):
+        gradients.append(opt.network.differential(x, y))
+        moved.append(taken(model, opt, x, y))
+        made.append(opt.report)
+    return opt, gradients, moved, made
+
+
+@pytest.mark.parametrize("smoothing", [0.5, 0.9])
+def test_the_smoothed_proposal_is_of_the_mean_with_weights_that_fall(smoothing):
+    opt, gradients, moved, made = smoothed_run(4, smoothing)
+    for k in range(1, 5):
+        weights = [smoothing ** (k - 1 - i) for i in range(k)]
+        mean = sum(w / sum(weights) * g.components for w, g in zip(weights, gradients[:k], strict=True))
+        v = opt.memory.damped.sharp(rng.Covector(opt.network.tangent_space, mean)).to_parameters()
+        expected = -made[k - 1].alpha * torch.cat([t.flatten() for t in v.values()])
+        assert torch.allclose(moved[k - 1], expected, rtol=1e-8, atol=1e-12)
+    bare = opt.memory.damped.sharp(gradients[3]).to_parameters()
+    cosine = torch.cosine_similarity(moved[3], -torch.cat([t.flatten() for t in bare.values()]), dim=0).abs()
+    assert cosine < 0.999  # the gradient at hand alone goes elsewhere
+
+
+def test_a_smoothed_proposal_is_judged_by_the_gradient_at_hand():
+    opt, gradients, moved, made = smoothed_run(4, 0.9, lr=1.0)
+    v = opt.network.vector(parts(opt.network.module, moved[3]))
+    slope = float(gradients[3](v))  # at the minimum along a line a model promises half the slope
+    share = 0.1 / (1 - 0.9**4)  # of the gradient at hand in the average
+    assert made[3].predicted == pytest.approx(slope * (1 - (1 - share / 2) / 2), rel=1e-6)
+    assert made[3].predicted != pytest.approx(float(opt.gradients.value(v)) / 2, rel=1e-2)
+
+
+def test_half_the_share_of_the_gradient_at_hand_is_taken_for_noise():
+    free = QuadraticModel(smoothing=0.9).displacement(situation(0)[0])
+    first = QuadraticModel(smoothing=0.9).displacement(replace(situation(0)[0], share=1.0))
+    assert first.alpha == pytest.approx(free.alpha / 2) and first.mu == pytest.approx(free.mu / 2)
+    model = mlp()
+    opt = NaturalGradient(model, Categorical(), step_size=QuadraticModel(smoothing=0.9), estimator=Exact(), lr=1.0)
+    other = mlp()
+    bare = NaturalGradient(other, Categorical(), step_size=QuadraticModel(), estimator=Exact(), lr=1.0)
+    assert torch.allclose(taken(model, opt, *data()) * 2, taken(other, bare, *data()))
+
+
+def test_the_average_of_gradients_takes_in_no_step_that_is_refused_and_is_part_of_the_state():
+    opt = smoothed_run(3, 0.9)[0]
+    model, before = opt.network.module, opt.gradients.value.components.clone()
+    (next(iter(model.parameters())) * math.nan).sum().backward()
+    opt.step()
+    assert opt.report.skipped and torch.equal(opt.gradients.value.components, before)
+    state, ends = opt.state_dict(), []
+    for forgotten in (False, False, True):
+        again = mlp()
+        again.load_state_dict(model.state_dict())
+        other = NaturalGradient(again, Categorical(), **{k: v for k, v in opt.recipe().items() if k != "likelihood"})
+        other.load_state_dict(state)
+        if forgotten:
+            other.gradients.forget()
+        step(again, other, *data(seed=9))
+        ends.append(flat(again))
+    assert torch.equal(ends[0], ends[1]) and not torch.allclose(ends[0], ends[2], rtol=1e-4)
+
+
+@given(decay=st.floats(0, 0.99), steps=st.integers(1, 20))
+def test_the_average_of_equal_gradients_is_that_gradient(decay, steps):
+    space = rng.Network.from_torch(mlp(), Categorical()).tangent_space
+    df = rng.Covector(space, torch.arange(float(space.dim), dtype=torch.float64))
+    average = GradientAverage(decay)
+    for _ in range(steps):
+        average.take(average.after(df))
+    assert torch.allclose(average.after(df).components, df.components, rtol=1e-12)
+    assert not torch.allclose(average.after(df * 2.0).components, df.components, rtol=1e-3)
+    assert average.share == (pytest.approx((1 - decay) / (1 - decay ** (steps + 1))) if decay else 0.0)
+    unchanged = average.state()["weight"]
+    average.after(df)
+    assert average.state()["weight"] == unchanged  # until it is taken in
+
+
 def test_curvature_is_not_judged_on_a_few_examples():
     here, model = situation(0)
     few, least = QuadraticModel(0.1, at_least=2), QuadraticModel(0.1, at_least=24)
@@ -381,7 +465,9 @@ def test_what_means_nothing_is_refused_by_text(settings, text):
 POLICIES = [
     (lambda: Schedule(statistics=0), "statistics=0"), (lambda: Schedule(fraction=0), "fraction=0"),
     (lambda: Schedule(warmup=-1), "warmup=-1"), (lambda: KLClip(0), "bound=0"), (lambda: TrustRegion(-1), "radius=-1"),
-    (lambda: QuadraticModel(2), "fraction=2"), (lambda: Factored(math.inf), "start=inf"),
+    (lambda: QuadraticModel(2), "fraction=2"),
+    (lambda: QuadraticModel(smoothing=1), "smoothing=1, expected a number in"),
+    (lambda: Factored(math.inf), "start=inf"),
     (lambda: Factored(1.0, rng.KFAC), "the reference is a metric"), (lambda: Factored(split="half"), "split='half'"),
     (lambda: Tikhonov(1.0, 3), "the reference is a metric, .* got 3"),
     (lambda: LevenbergMarquardt(LevenbergMarquardt()), "expected Factored"),

@@ -28,6 +28,7 @@ RULES = {
     "factored": (Factored(0.1, TRANSPORTED), KLClip(0.5)),
     "trust region": (Tikhonov(0.1, TRANSPORTED), TrustRegion(0.3)),
     "quadratic": (Factored(0.1, TRANSPORTED), QuadraticModel()),
+    "smoothed": (Factored(0.1, TRANSPORTED), QuadraticModel(smoothing=0.8)),
     "adaptive": (LevenbergMarquardt(Factored(0.1, TRANSPORTED), every=2), QuadraticModel()),
 }
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PROOFS = ROOT / "proofs"
 SOURCES = sorted((PROOFS / "coq").glob("*.v"))
 FORBIDDEN = r"\b(Admitted|admit|Abort|Axiom|Axioms|Parameter|Parameters|Conjecture|give_up|Unset Guard Checking)\b"
-ANNOUNCED = {"optim.ProjectedNaturalGradient"}
+ANNOUNCED: set[str] = set()
 ASSUMPTION = r"^\s*(Hypothesis|Hypotheses|Variable|Variables|Context)\b"
 
 

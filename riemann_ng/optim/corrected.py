@@ -36,14 +36,16 @@ class GeodesicCorrected(StepRule):
     def __post_init__(self) -> None:
         check_rule("GeodesicCorrected", self.of)
         check_positive("GeodesicCorrected", "longest", self.longest)
-        object.__setattr__(self, "smoothing", self.of.smoothing)
+        for name in ("smoothing", "proposes", "needs_loss"):
+            object.__setattr__(self, name, getattr(self.of, name))
 
     def displacement(self, here: Situation) -> Displacement:
         chosen = self.of.displacement(here)
         v = chosen.vector
-        bend = here.metric.sharp(christoffel_of(here.batch, v)) * -0.5
+        bend = here.metric.sharp(christoffel_of(here.batch, v), here.solver) * -0.5
         length, most = float(here.metric.norm(bend)), self.longest * float(here.metric.norm(v))
-        return replace(chosen, vector=v + (bend if length <= most else bend * (most / length)))
+        bent = v + (bend if length <= most else bend * (most / length))
+        return replace(chosen, vector=bent, actual=None)  # a search has seen the loss at the end of the straight one
 
 
 def christoffel_of(batch: Batch, v: Vector) -> Covector:

@@ -43,6 +43,9 @@ class AtStart(RiemannianMetric):
     def estimator(self, targets: object = None) -> Estimator:
         return self.of.estimator(targets)
 
+    def sees_moments_alone(self) -> bool:
+        return self.of.sees_moments_alone()
+
     def expression(self) -> str:
         return f"AtStart({self.of})"
 
@@ -70,6 +73,10 @@ class Damping(ABC):
     def adapted(self, damping: float, ratio: float) -> float:
         """λ after a step in which the loss changed by `ratio` times what the quadratic model promised."""
         return damping
+
+    def tried(self, strength: float, step: int) -> tuple[float, ...]:
+        """What the metric is damped with on trial before a step, the lowest model deciding; none: with λ itself."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,9 @@ class LevenbergMarquardt(Damping):
     """
 
     of: Damping = Factored(1.0)
-    rate: float = 0.95
+    rate: float = 0.9
     every: int = 5
-    floor: float = 1e-3
+    floor: float = 1e-2
     ceiling: float = 1e3
 
     def __post_init__(self) -> None:

@@ -83,6 +83,9 @@ class DiagonalAbove(RiemannianMetric):
     def estimator(self, targets: object = None) -> Estimator:
         return self.of.estimator(targets)
 
+    def sees_moments_alone(self) -> bool:
+        return self.of.sees_moments_alone()
+
     def expression(self) -> str:
         return self.of.expression()
 

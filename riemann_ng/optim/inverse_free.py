@@ -28,6 +28,7 @@ from torch import Tensor
 from ..elements import Scalar
 from ..errors import InvalidSetting, NonFinite, SpaceMismatch
 from ..inner_products import BlockDiagonal, Euclidean, InnerProduct, Kronecker, Sum, made_ready
+from ..inner_products import inverted as inverses_of
 from ..inner_products.common import degenerate_of
 from ..inner_products.framed import Framed
 from ..inner_products.pencils import DIAGONAL
@@ -47,6 +48,13 @@ class Inversion(ABC):
     def inverted(self, damped: InnerProduct, before: InnerProduct | None) -> InnerProduct:
         """The form that steps are made with; `before` is the last one. After an error that one is as it was."""
 
+    def for_steps_alone(self, damped: InnerProduct, before: InnerProduct | None) -> InnerProduct | None:
+        """As `inverted`, where nothing but `sharp` is asked of the form: one that holds nothing of the damped metric.
+
+        None where there is no such form, or none that a state could be restored to bit for bit.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Factorized(Inversion):
@@ -54,6 +62,9 @@ class Factorized(Inversion):
 
     def inverted(self, damped: InnerProduct, before: InnerProduct | None) -> InnerProduct:
         return made_ready(damped)
+
+    def for_steps_alone(self, damped: InnerProduct, before: InnerProduct | None) -> InnerProduct | None:
+        return inverses_of(damped)
 
 
 @dataclass(frozen=True)

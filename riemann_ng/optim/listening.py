@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import NonFinite, UnsupportedLayer
 from ..likelihoods import OutputMetric
 from ..networks import Empirical, Estimator, Linearized, Network
-from ..networks.observation import Observation
+from ..networks.observation import Observation, observation_folded
 from ..networks.outputs import examples_in
 from ..networks.recording import in_backward
 from ..networks.stacking import stacked
@@ -64,12 +64,23 @@ class Listener:
     """
 
     def __init__(
-        self, network: Network, estimator: Estimator, output: OutputMetric | None, fraction: float, compiled: bool
+        self,
+        network: Network,
+        estimator: Estimator,
+        output: OutputMetric | None,
+        fraction: float,
+        compiled: bool,
+        folds: bool = False,
     ):
+        """`folds`: only second moments are asked of what is observed, and batches are let go as these are made."""
         self.network, self.estimator, self.output, self.fraction = network, estimator, output, fraction
+        self.folds = folds
         self.tape = network.watch()
+        self.tape.folds = folds and self.empirical
         self.wanted = Wanted()
         self.compiled = compiled
+        self.told: Callable[[Pass], None] | None = None
+        """Is called with each pass whose statistics are known before its gradient arrives."""
         self._arrived: list[Pass] = []
         self._waiting: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._taped: list[Pass] = []
@@ -141,6 +152,8 @@ class Listener:
             heard.tape = self.tape.parted()
             if not self.empirical:
                 self._observe(heard, None)
+                if self.told is not None:
+                    self.told(heard)
         if heard.tape is not None:
             self._taped.append(heard)
         self._waiting.add(heard)
@@ -167,6 +180,8 @@ class Listener:
                 heard.observation = tape.observe(self.estimator, self.output, divided_by=divided_by)
         except NonFinite:
             heard.refused = True
+        if self.folds and heard.observation is not None and not self.empirical:
+            heard.observation = observation_folded(heard.observation)
         tape.clear()
         heard.tape = None
 
@@ -178,14 +193,18 @@ class Listener:
 
     def observation(self, divided_by: float) -> Observation | None:
         """The statistics of these passes together, None where there are none; for which the gradient was multiplied."""
-        passes = self.passes()
+        seen = self.observations(divided_by, self.passes())
+        return stacked(seen, self.estimator) if seen else None
+
+    def observations(self, divided_by: float, passes: Sequence[Pass]) -> list[Observation]:
+        """The statistics of each of these passes; of none of them where one has none."""
         for p in passes:
             if p.tape is not None:
                 self._observe(p, divided_by)
             elif p.observation is None and not p.refused and not self.empirical:
                 p.observation = self._observed_again(p)
         seen = [p.observation for p in passes if p.observation is not None]
-        return stacked(seen, self.estimator) if seen and len(seen) == len(passes) else None
+        return seen if len(seen) == len(passes) else []
 
     def _observed_again(self, p: Pass) -> Observation | None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -59,42 +59,83 @@ class Memory:
         solver: Solver | None,
         inversion: Inversion,
         lasts: bool,
+        steps_alone: bool = False,
+        products_alone: bool = False,
+        weights: Literal["corrected", "growing"] = "corrected",
     ):
-        self.metric, self.policy, self.decay, self.solver, self.inversion, self.lasts = (
-            metric,
-            policy,
-            decay,
-            solver,
-            inversion,
-            lasts,
-        )
+        """`steps_alone`: nothing but steps are asked of the damped form; it is kept as small as these need it.
+
+        `products_alone`: nothing is inverted, for whoever asks has a way of its own; a sharp is zero.
+        """
+        self.metric, self.policy, self.decay, self.solver = metric, policy, decay, solver
+        self.inversion, self.lasts, self.steps_alone = inversion, lasts, steps_alone
+        self.products_alone, self.weights = products_alone, weights
         self.damping = policy.start
+        self._strength: float | None = None
         self._pending: State | None = None
         self._start_over()
 
     def _start_over(self) -> None:
-        self.average = MetricAverage(self.metric, self.decay) if self.decay else None
-        self.value: InnerProduct | None = None
+        self.average = MetricAverage(self.metric, self.decay, self.weights) if self.decay else None
+        self._value: InnerProduct | None = None
+        self._own = False  # whether nobody else holds the value's tensors
         self.reference: InnerProduct | None = None
         self.damped: InnerProduct | None = None
         self._made_of: Ingredients | None = None
 
     @property
+    def strength(self) -> float:
+        """What the metric is damped with: λ, unless a policy has found another by trial."""
+        return self.damping if self._strength is None else self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = value
+
+    @property
     def empty(self) -> bool:
-        return self.value is None and self._pending is None
+        return self._value is None and self._pending is None
+
+    @property
+    def value(self) -> InnerProduct | None:
+        """The average so far. Whoever asks holds it from now on: the next one is made beside it."""
+        self._own = False
+        return self._value
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether the next statistics can be written over the average: see `update_over`."""
+        return self._own and self.average is not None and self.average.overwrites
 
     def update(self, observation: Observation) -> None:
         """Takes an observation in; if that fails nothing has changed."""
-        wanted, before = self.policy.reference, self.reference
-        reference = value_at(wanted, observation) if before is None else wanted.refreshed(before, observation)
-        reference = before if reference is before and before is not None else self._held(reference)
+        reference = self._refreshed_reference(observation)
         if self.average is not None:
             value = self.average.update(observation)
         else:
             value = self._held(value_at(self.metric, observation))
             if not finite_form(value):
                 raise NonFinite(f"NonFinite in {self.metric!r}: there is NaN or infinity in {value!r}.")
-        self.value, self.reference = value, reference
+        self._value, self.reference, self._own = value, reference, self.average is not None
+
+    def update_over(self, observation: Observation) -> Callable[[], None]:
+        """As `update`, over the tensors of the average, when what is returned is called; what can fail fails at once.
+
+        Until the call everything is as it was, and the samples are held. It is for steps that make no factorizations:
+        when they are over nothing can go wrong any more, and no second average is held meanwhile.
+        """
+        assert self.average is not None
+        reference, commit = self._refreshed_reference(observation), self.average.update_over(observation)
+
+        def done() -> None:
+            self._value, self.reference = commit(), reference
+
+        return done
+
+    def _refreshed_reference(self, observation: Observation) -> InnerProduct:
+        wanted, before = self.policy.reference, self.reference
+        reference = value_at(wanted, observation) if before is None else wanted.refreshed(before, observation)
+        return before if reference is before and before is not None else self._held(reference)
 
     def _held(self, g: InnerProduct) -> InnerProduct:
         """The form as its matrices, if it is to last: then it does not hold the batch that it was made of."""
@@ -104,6 +145,8 @@ class Memory:
     def sharp(self, df: Covector) -> Vector:
         """The natural gradient, with the factorization that there is."""
         assert self.damped is not None
+        if self.products_alone:
+            return Vector.zeros(self.damped.space, like=df.data)
         with named(self.metric):
             return self.damped.sharp(df, self.solver)
 
@@ -112,12 +155,13 @@ class Memory:
 
         None where that fails: then the last factorization stays. If there was none, the failure is raised.
         """
-        assert self.value is not None and self.reference is not None
+        assert self._value is not None and self.reference is not None
         last = self.damped, self._made_of
         try:
-            of = Ingredients(self.value, self.reference, self.damping)
-            self.damped = self._made(of)
-            self._made_of = of
+            of = Ingredients(self._value, self.reference, self.strength)
+            self.damped, alone = self._made(of)
+            self._made_of = None if alone else of
+            self._own = self._own and alone
             v = self.sharp(df)
             if last[0] is None or finite(v):
                 return v
@@ -132,13 +176,14 @@ class Memory:
         """The next step makes its factorizations anew."""
         self.damped, self._made_of = None, None
 
-    def _made(self, of: Ingredients) -> InnerProduct:
-        """The damped form, ready to be inverted."""
+    def _made(self, of: Ingredients) -> tuple[InnerProduct, bool]:
+        """The damped form, ready to be inverted, and whether it is on its own: it holds nothing of its ingredients."""
         damped = self.policy.damped(of.value, of.damping, of.reference)
-        if self.solver is not None and not self.inversion.remembers:
-            return damped
+        if self.products_alone or (self.solver is not None and not self.inversion.remembers):
+            return damped, False
         with named(self.metric), degenerate_of(damped.space, damped.rank, "NaturalGradient.step"):
-            return self.inversion.inverted(damped, self.damped)
+            alone = self.inversion.for_steps_alone(damped, self.damped) if self.steps_alone and self.lasts else None
+            return (self.inversion.inverted(damped, self.damped), False) if alone is None else (alone, True)
 
     def mark(self) -> Callable[[], None]:
         """A function that puts everything back to where it is now."""
@@ -157,14 +202,16 @@ class Memory:
     def state(self) -> State:
         if self._pending is not None:  # loaded, and not yet used
             return self._pending
-        lasting = self.lasts and self.value is not None
+        value, self._own = self._value, False
+        lasting = self.lasts and value is not None
         made_of = self._made_of if lasting and not self.inversion.remembers else None
-        damped = self.damped if lasting and self.inversion.remembers else None
+        damped = self.damped if lasting and made_of is None else None
         return {
             "metric": repr(self.metric),
             "damping": self.damping,
+            "strength": self._strength,
             "average": None if self.average is None or not lasting else self.average.state(),
-            "value": self.value.state() if lasting and self.value is not None else None,
+            "value": value.state() if lasting and value is not None else None,
             "reference": None if self.reference is None else self.reference.state(),
             "made_of": None if made_of is None else made_of.state(),
             "damped": None if damped is None else damped.state(),
@@ -183,7 +230,7 @@ class Memory:
         """Keeps a state until the spaces that it is on are known."""
         self._start_over()
         self._pending = dict(state)
-        self.damping = state["damping"]
+        self.damping, self._strength = state["damping"], state.get("strength")
 
     def settle(self, space: VectorSpace) -> bool:
         """Takes the tangent space as it is by now: a loaded state is put on it. Where it has changed it starts over.
@@ -193,7 +240,7 @@ class Memory:
         if self._pending is not None:
             self._restore(space, self._pending)
             self._pending = None
-        known = self.value if self.reference is None else self.reference
+        known = self._value if self.reference is None else self.reference
         if known is None or known.space == space:
             return False
         self._start_over()
@@ -205,7 +252,7 @@ class Memory:
 
         value, reference = form(state["value"]), form(state["reference"])
         made_of = None if state["made_of"] is None else Ingredients.from_state(space, state["made_of"])
-        damped = form(state["damped"]) if made_of is None else self._made(made_of)
+        damped = form(state["damped"]) if made_of is None else self._made(made_of)[0]
         if self.average is not None and state["average"] is not None:
             self.average.load_state(space, state["average"])
-        self.value, self.reference, self.damped, self._made_of = value, reference, damped, made_of
+        self._value, self.reference, self.damped, self._made_of = value, reference, damped, made_of

@@ -14,15 +14,15 @@ how far to go.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from ..elements import Covector, Vector
+from ..elements import Vector
 from ..errors import InvalidSetting, NonFinite
 from ..likelihoods import Likelihood
 from ..metrics import KFAC, RiemannianMetric
@@ -30,23 +30,31 @@ from ..networks import Estimator, Network
 from ..networks.coverage import Coverage
 from ..networks.outputs import read_output
 from ..solvers import Solver
+from . import aside
 from .averaging import Averaged, IterateAverage
+from .carried import Carrying
+from .choosing import choose
 from .conditions import worst_conditioned
 from .damping import Damping, LevenbergMarquardt, damping_policy
+from .distributed import Sharing, ranks_of
 from .fallback import ConstantBlocks
 from .finite import finite
-from .groups import check_group, decay_weights, gradient_of, grouped, relative_rates
+from .groups import check_group, grouped
 from .inverse_free import Factorized, Inversion
+from .landscape import Examples, Landscape
 from .listeners import Heard, wants_conditions
 from .listening import Listener, Wanted, is_compiled
 from .memory import Memory
+from .moving import move
+from .projected import remember
 from .quadratic import Batch
+from .ranks import Refused
 from .report import StepReport, Tally, number_of
-from .resuming import OWN, checked_state, contiguous, state_of, take_over
-from .scaling import Units, units_of
+from .resuming import OWN, checked_state, contiguous, not_copied, state_of, take_over
 from .schedule import Schedule
 from .settings import check_settings, estimator_for, recipe_of
-from .steps import Displacement, QuadraticModel, Situation, StepRule, Taken, taken
+from .smoothing import GradientAverage
+from .steps import QuadraticModel, StepRule, Taken, taken
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -57,10 +65,12 @@ class NaturalGradient(torch.optim.Optimizer):
     memory), `schedule` when they are gathered and factorized, `inversion` how the damped metric is made ready to be
     inverted, `solver` how it is solved, if not as it finds best itself; `constants` what
     a layerwise metric keeps of parameters without a layer. `damping` is a policy, or a number for factored damping,
-    or None. `step_size` says how far to go, `lr` multiplies that, `momentum` is of displacements. `weight_decay` is
-    decoupled: after the step, weights shrink by lr * weight_decay. `params` are parameter groups with lr and
-    weight_decay of their own. `divided_by` is what the loss divides the sum over all examples since the last step by,
-    where that is not their number.
+    or None. `step_size` says how far to go, `lr` multiplies that. `momentum` is of displacements, or with
+    `momentum_of="gradients"` the decay of an average of covectors, with bias correction, that the natural gradient is
+    made of. `averages="growing"` lets the metric's average be the plain mean until 1 / (1 - decay) statistics have
+    come. `weight_decay` is decoupled: after the step, weights shrink by lr * weight_decay. `params` are parameter
+    groups with lr and weight_decay of their own. `divided_by` is what the loss divides the sum over all examples since
+    the last step by, where that is not their number.
 
     What goes wrong leaves the state untouched: a gradient that is not finite skips the step, statistics that are not
     finite are not averaged, a factorization that fails leaves the last one in place. `tally` counts them; `report` is
@@ -75,14 +85,14 @@ class NaturalGradient(torch.optim.Optimizer):
         model: nn.Module,
         likelihood: Likelihood,
         metric: RiemannianMetric = KFAC(),
-        lr: float = 0.5,
+        lr: float = 0.75,
         momentum: float = 0.9,
         damping: Damping | float | None = LevenbergMarquardt(),
         weight_decay: float = 0.0,
         estimator: Estimator | None = None,
         decay: float = 0.9,
         schedule: Schedule = Schedule(),
-        step_size: StepRule = QuadraticModel(0.25, every=5),
+        step_size: StepRule = QuadraticModel(0.25, every=5, smoothing=0.9),
         inversion: Inversion = Factorized(),
         solver: Solver | None = None,
         constants: ConstantBlocks = ConstantBlocks(),
@@ -90,18 +100,27 @@ class NaturalGradient(torch.optim.Optimizer):
         params: Iterable[Any] | None = None,
         divided_by: float | None = None,
         read: Callable[[Any], Tensor] = read_output,
+        momentum_of: Literal["displacements", "gradients"] = "displacements",
+        averages: Literal["corrected", "growing"] = "corrected",
+        sharing: Sharing | None = None,
     ):
         self.policy = damping_policy(damping)
         self.estimator = estimator_for(metric) if estimator is None else estimator
         self.metric, self.momentum, self.constants = metric, momentum, constants
         self.inversion, self.solver = inversion, solver
         self.step_size, self.schedule, self.divided_by = step_size, schedule, divided_by
+        self.momentum_of, self.averages = momentum_of, averages
         lasts = check_settings(self, likelihood, decay, averaging)
+        self.ranks = ranks_of(model, sharing)
         self.network = Network.from_torch(model, likelihood, read=read)
+        self.step_size = step_size.begun(self)
         self._complete = False
         super().__init__(grouped(self.network, params), {"lr": lr, "weight_decay": weight_decay})
         self._complete = True
-        self.memory = Memory(constants.applied(metric), self.policy, decay, solver, inversion, lasts)
+        self.memory = Memory(
+            constants.applied(metric), self.policy, decay, solver, self.ranks.inversion(inversion), lasts,
+            not step_size.needs_metric, step_size.proposes, averages,
+        )  # fmt: skip
         self.averaged = None if averaging is None else Averaged(averaging)
         self.steps = 0
         self.tally, self.report = Tally(), StepReport(0, self.memory.damping)
@@ -109,9 +128,17 @@ class NaturalGradient(torch.optim.Optimizer):
         self.scaler: torch.amp.GradScaler | None = None
         self._before: Vector | None = None
         self._last: Taken | None = None
+        self.gradients = GradientAverage(momentum if momentum_of == "gradients" else step_size.smoothing)
+        self.carrying = Carrying()
+        self._observed: aside.Observed | None = None
+        self._examples: Examples | None = None
         self._loaded: dict[str, Tensor] | None = None
         self._trouble: list[str] = []
-        self._listener = Listener(self.network, self.estimator, metric.output, schedule.fraction, is_compiled(model))
+        self._later: Callable[[], None] | None = None
+        folds = self.memory.metric.sees_moments_alone() and self.policy.reference.sees_moments_alone()
+        seen = self.ranks.estimator(self.estimator)
+        self._listener = Listener(self.network, seen, metric.output, schedule.fraction, is_compiled(model), folds)
+        self.ranks.listen(self, self._listener)
         self._expect()
 
     # The loop's face
@@ -128,14 +155,21 @@ class NaturalGradient(torch.optim.Optimizer):
         back = self.memory.mark()
         try:
             finite_loss = number is None or math.isfinite(number)
-            report = self._step() if finite_loss else self._skipped("a loss that is not finite")
+            why = "" if number is None else self.ranks.agreed("" if finite_loss else "a loss that is not finite")
+            report = self._skipped(why) if why else self._step()
+            if self._later is not None:
+                self._later()
         except NonFinite:  # of numbers that are finite and too large
             back()
             report = self._skipped("a metric that is not finite")
+        except Refused as refusal:
+            back()
+            report = self._skipped(refusal.why)
         except BaseException:
             back()
             raise
         finally:
+            self._later, self._observed, self._examples = None, None, None
             self._listener.forget()
             self._expect()
         self.report = replace(report, loss=number, trouble=tuple(self._trouble))
@@ -156,6 +190,26 @@ class NaturalGradient(torch.optim.Optimizer):
     def coverage(self) -> Coverage:
         """One line per trained parameter: its place in the network, and what the metric keeps where it has no layer."""
         return self.constants.said(self.network.coverage())
+
+    def observe(self, x: Any, y: Any = None) -> None:
+        """The next step's statistics, if any are due, are of these inputs and not of the loop's own.
+
+        Labels are for estimators that look at them, and refused by others. What is given here is for one step, and is
+        no part of the state.
+        """
+        self._observed = aside.observed(self, x, y)
+        self._expect()
+
+    def evaluate_on(self, x: Any, y: Any) -> None:
+        """Where the next step's rule searches on the loss, it is that of these examples, by the likelihood.
+
+        Without it, it is that of the loop's own batch. For one step, as `observe`.
+        """
+        self._examples = aside.examples(self, x, y)
+
+    def remember(self, x: Any, y: Any = None, outputs: Sequence[int] | None = None) -> None:
+        """Keeps outputs at x as they are: all, those of labels y, or some. For step rules as `Protected`."""
+        remember(self, x, y, outputs)
 
     def close(self) -> None:
         """Removes every hook from the model."""
@@ -179,45 +233,51 @@ class NaturalGradient(torch.optim.Optimizer):
     def _statistics_due(self) -> bool:
         return self.memory.empty or self.schedule.statistics_due(self.steps)
 
+    def _factorization_due(self) -> bool:
+        return self.memory.damped is None or self.schedule.factorization_due(self.steps)
+
     def _expect(self) -> None:
         statistics, adapts = self._statistics_due(), self._adapts()
+        statistics = statistics and self._observed is None
         again = adapts or self.step_size.needs_batch or (statistics and not self._listener.shares)
-        self._listener.expect(Wanted(statistics, again, adapts))
+        self._listener.expect(Wanted(statistics, again, adapts or self.step_size.needs_loss))
 
     def _step(self) -> StepReport:
         self.network.check_unchanged()
         passes = self._listener.passes()
-        units = units_of(self, sum(p.examples for p in passes), self.divided_by)
-        if units.overflow:
-            return self._skipped("an overflow of the scaled gradient")
-        df = gradient_of(self.network, units.gradient)
-        if df is None:
-            return self._skipped("no gradient")
-        if not finite(df):
-            return self._skipped("a gradient that is not finite")
+        units, df, why = self.ranks.gradient(self, passes)
+        if why or df is None:
+            return self._skipped(why)
         self._settle()
-        batch = Batch(
-            self.network, passes, self.network.likelihood if self.metric.output is None else self.metric.output
-        )
-        if self.step_size.needs_batch and not passes:
+        output = self.network.likelihood if self.metric.output is None else self.metric.output
+        batch = Batch(self.network, passes, output, self.ranks)
+        if self.step_size.needs_batch and not batch.examples:
             raise InvalidSetting(
                 f"InvalidSetting in NaturalGradient.step: {self.step_size!r} looks at the batch, and the model was not "
                 f"called since the last step. Call the model itself in the loop, or use step_size=Constant()."
             )
-        statistics = self._statistics_due() and self._look(units)
-        if self.memory.value is None:
+        statistics = self._statistics_due() and aside.look(self, units)
+        if self.memory.empty:
             return self._skipped("no statistics yet")
-        proposal, factorized = self._proposal(df)
-        chosen = self.step_size.displacement(self._situation(df, proposal, batch))
+        averaged = self.gradients.after(df)
+        loss = Landscape(batch, units.score, self._examples) if self.step_size.needs_loss else None
+        choice = choose(self, df, averaged, batch, loss)
+        chosen, proposal, factorized = choice.displacement, choice.proposal, choice.factorized
+        if chosen.failed:
+            self.memory.damping = self.policy.adapted(self.memory.damping, math.nan)
+            self._forget_the_way()
+            return self._skipped(chosen.failed)
         if not finite(chosen.vector):
             self.memory.distrust()
             return self._skipped("a displacement that is not finite")
-        actual = self._move(chosen, batch, units)
+        actual = move(self, chosen, batch, units)
         if actual is not None and not math.isfinite(actual):
-            self._before, self._last = None, None
+            self._forget_the_way()
             return self._skipped("a step after which the loss was far above the model")
-        self._before = contiguous(chosen.vector) if self.momentum else None
-        self._last = taken(chosen, df, proposal, self._last)
+        self._before = contiguous(chosen.vector) if self.momentum and self.momentum_of == "displacements" else None
+        self.carrying.take(chosen.kept)
+        self._last = taken(chosen, averaged, proposal, self._last)
+        self.gradients.take(averaged)
         if self.averaged is not None:
             self.averaged.add(self.network.parameters, self.steps)
         self.steps += 1
@@ -226,23 +286,6 @@ class NaturalGradient(torch.optim.Optimizer):
             self.steps, self.memory.damping, chosen.alpha, chosen.mu, chosen.predicted, actual, statistics, factorized,
             worst=worst, condition=condition,
         )  # fmt: skip
-
-    def _situation(self, df: Covector, proposal: Vector, batch: Batch) -> Situation:
-        assert self.memory.damped is not None
-        return Situation(
-            df,
-            relative_rates(self.network, self.param_groups, proposal),
-            self._before,
-            max(float(group["lr"]) for group in self.param_groups),
-            self.momentum,
-            self.memory.damped,
-            batch,
-            self.memory.reference,
-            self.memory.damping,
-            self._last,
-            self.steps,
-            self._adapts(),
-        )
 
     def _skipped(self, why: str) -> StepReport:
         """Nothing has moved, and the step does not count."""
@@ -256,61 +299,17 @@ class NaturalGradient(torch.optim.Optimizer):
     def _settle(self) -> None:
         """What is remembered, on the tangent space as the network has it by now."""
         if self.memory.settle(self.network.tangent_space):
-            self._before, self._last = None, None
+            self._forget_the_way()
+            self.gradients.forget()
             self._note("a layer that is read anew: the memory starts over")
+        self.gradients.settle(self.network.tangent_space)
+        self.carrying.settle(self.network.tangent_space)
         if self._loaded is not None:
             self._before, self._loaded = Vector(self.network.tangent_space, self._loaded), None
 
-    def _look(self, units: Units) -> bool:
-        """Statistics of the loop's forwards, averaged; False where they were refused."""
-        try:
-            observation = self._listener.observation(units.divided_by)
-            if observation is not None:
-                self.memory.update(observation)
-                return True
-        except NonFinite:
-            pass
-        self._note("statistics that are not finite" if self._listener.passes() else "statistics of no forward")
-        return False
-
-    def _proposal(self, df: Covector) -> tuple[Vector, bool]:
-        """Minus the natural gradient, and whether factorizations were made for it.
-
-        Where they fail the last ones stay, if there were any, and an adaptive damping grows.
-        """
-        due = self.memory.damped is None or self.schedule.factorization_due(self.steps)
-        if not due:
-            return -self.memory.sharp(df), False
-        renewed = self.memory.renewed_sharp(df)
-        if renewed is not None:
-            return -renewed, True
-        self._note("a factorization that failed")
-        self.memory.damping = self.policy.adapted(self.memory.damping, math.nan)
-        return -self.memory.sharp(df), False
-
-    def _move(self, chosen: Displacement, batch: Batch, units: Units) -> float | None:
-        """Moves the parameters, and where the damping is due, looks at what became of the loss and adapts it.
-
-        Where the loss has become far larger, or is not finite any more, everything but the damping is put back.
-        """
-        parameters = self.network.parameters
-        adapts = self._adapts() and chosen.predicted is not None
-        kept = {name: p.detach().clone() for name, p in parameters.items()} if adapts else {}
-        before = batch.outputs_before() if adapts else []
-        moves = chosen.vector.to_parameters()
-        torch._foreach_add_(list(parameters.values()), [moves[name].to(p.dtype) for name, p in parameters.items()])
-        actual = batch.change(before, units.score) if adapts else None
-        if adapts and actual is None:
-            self._note("no gradient at the outputs: the damping is not adapted")
-        if actual is not None and chosen.predicted is not None:
-            ratio = actual / chosen.predicted if chosen.predicted else math.nan
-            self.memory.damping = self.policy.adapted(self.memory.damping, ratio)
-            if not actual < abs(chosen.predicted):  # the loss has grown by more than the model promised to lose
-                for name, p in parameters.items():
-                    p.copy_(kept[name])
-                return math.inf
-        decay_weights(self.param_groups)
-        return actual
+    def _forget_the_way(self) -> None:
+        self._before, self._last = None, None
+        self.carrying.forget()
 
     def _worst(self) -> tuple[str, float | None]:
         """The worst-conditioned layer, if a listener asks for it."""
@@ -328,15 +327,12 @@ class NaturalGradient(torch.optim.Optimizer):
         own = checked_state(self, state_dict)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != OWN})
         take_over(self, own)
+        self._observed, self._examples = None, None
         self._listener.forget()
         self._expect()
 
     def __getstate__(self) -> NoReturn:
-        raise InvalidSetting(
-            "InvalidSetting in a copy of NaturalGradient: it listens to one model, and cannot be copied or pickled. "
-            "Copy the model, make another optimizer for the copy, and give it this one's state: "
-            "other.load_state_dict(opt.state_dict())."
-        )
+        raise not_copied()
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in self.recipe().items())

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from ..networks.outputs import first_examples
 from ..networks.precision import at_least_single
 from ..networks.pushing import pushed_together
 from .listening import Pass
+from .ranks import Alone, Ranks
 
 
 @dataclass
@@ -43,9 +44,15 @@ class Batch:
     network: Network
     passes: Sequence[Pass]
     output: OutputMetric
+    ranks: Ranks = field(default_factory=Alone)
 
     @property
     def examples(self) -> int:
+        """Of all processes."""
+        return self.ranks.examples(self.own)
+
+    @property
+    def own(self) -> int:
         return sum(p.examples for p in self.passes)
 
     @contextmanager
@@ -56,7 +63,7 @@ class Batch:
 
     def fisher(self, directions: Sequence[Vector], fraction: float = 1.0) -> Tensor:
         """F(u, v) for all pairs of directions, on the first examples of every forward, in double precision."""
-        total, examples = torch.zeros(()), 0
+        total, examples = torch.zeros(len(directions), len(directions), dtype=torch.float64), 0
         for p in self.passes:
             n = p.examples if fraction == 1 else max(1, round(fraction * p.examples))
             x = p.x if n == p.examples else first_examples(p.x, n)
@@ -64,7 +71,8 @@ class Batch:
             root = self.output.root(at_least_single(z.detach()))
             rows = torch.stack([root.pair(at_least_single(w).detach()).flatten() for w in moved]).double()
             total, examples = total.to(rows) + rows @ rows.mT, examples + n
-        return total / examples
+        sums = self.ranks.sums(torch.cat([total.flatten(), total.new_tensor([examples])]))
+        return sums[:-1].reshape(total.shape) / sums[-1]
 
     def _pushed(self, p: Pass, directions: Sequence[Vector], x: Any) -> tuple[Tensor, list[Tensor]]:
         """The outputs, and how they move along each direction."""
@@ -98,11 +106,14 @@ class Batch:
 
         None where a forward's output received no gradient.
         """
+        return self.ranks.mean(self._own_change(before, unit), self.own)
+
+    def _own_change(self, before: Sequence[Tensor], unit: float) -> float | None:
         total = 0.0
         for p, z, moved in zip(self.passes, before, self.outputs(), strict=True):
             if p.score is None:
                 return None
-            divergence = self.network.likelihood.kl(z, moved).double().sum() / self.examples
+            divergence = self.network.likelihood.kl(z, moved).double().sum() / self.own
             total += float(divergence + unit * (at_least_single(p.score).double() * (moved - z).double()).sum())
         return total
 

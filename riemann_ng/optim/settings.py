@@ -53,6 +53,7 @@ def check_settings(opt: NaturalGradient, likelihood: object, decay: float, avera
     for name, number in (("momentum", opt.momentum), ("decay", decay)):
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number < 1:
             raise refused(f"{name}={number!r}, expected a number in [0, 1).")
+    check_momentum(opt)
     divided = opt.divided_by
     if divided is not None and (isinstance(divided, bool) or not isinstance(divided, (int, float)) or not divided > 0):
         raise refused(f"divided_by={divided!r}, expected a positive number, or None for the number of examples.")
@@ -81,6 +82,20 @@ def check_settings(opt: NaturalGradient, likelihood: object, decay: float, avera
     return lasts
 
 
+def check_momentum(opt: NaturalGradient) -> None:
+    for name, value, allowed in (
+        ("momentum_of", opt.momentum_of, ("displacements", "gradients")),
+        ("averages", opt.averages, ("corrected", "growing")),
+    ):
+        if value not in allowed:
+            raise refused(f"{name}={value!r}, expected {allowed[0]!r} or {allowed[1]!r}.")
+    if opt.momentum_of == "gradients" and opt.step_size.smoothing:
+        raise refused(
+            f"momentum_of='gradients' averages gradients, and {opt.step_size!r} has an average of its own. Leave one "
+            f"of them out: smoothing=0, or momentum_of='displacements'."
+        )
+
+
 def refused(reason: str) -> InvalidSetting:
     return InvalidSetting(f"InvalidSetting in NaturalGradient: {reason}")
 
@@ -105,6 +120,9 @@ def recipe_of(opt: NaturalGradient) -> dict[str, Any]:
         "constants": opt.constants,
         "averaging": None if opt.averaged is None else opt.averaged.policy,
         "divided_by": opt.divided_by,
+        "momentum_of": opt.momentum_of,
+        "averages": opt.averages,
+        **({} if opt.ranks.sharing is None else {"sharing": opt.ranks.sharing}),
     }
 
 

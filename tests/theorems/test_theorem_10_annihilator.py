@@ -44,6 +44,27 @@ def test_theorem_10_moves_with_every_frame(seed):
     assert close(moved, frame @ projected(g, C, xi))
 
 
+def test_theorem_10_is_what_the_optimizer_does():
+    """A step of the library, in a network: the formula on its own covectors and its own damped metric."""
+    draws = Draws(3)
+    x, y = draws.normal(20, 3), draws.normal(20, 2)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    likelihood = rng.Gaussian()
+    opt = rng.optim.ProjectedNaturalGradient(
+        model, likelihood, lr=1.0, momentum=0.0, damping=0.1, step_size=rng.optim.Constant()
+    )
+    opt.remember(draws.normal(3, 3))
+    likelihood.loss(model(x), y).backward()
+    xi, before = opt.network.differential(x, y).data, opt.network.parameters_point()
+    opt.step()
+    v, C = (opt.network.parameters_point() - before).data, opt.step_size.remembered.rows
+    g = opt.memory.damped.matrix()
+    sharp = lambda covectors: torch.linalg.solve(g, covectors.mT).mT  # noqa: E731
+    multipliers = torch.linalg.solve(C @ sharp(C).mT, sharp(C) @ xi)
+    assert close(v, -sharp((xi - multipliers @ C)[None])[0], 1e-8) and (C @ v).abs().max() < 1e-10
+    assert close(xi @ v, -v @ g @ v, 1e-8) and not close(v, -sharp(xi[None])[0], 0.05)
+
+
 def test_theorem_10_fails_for_the_euclidean_projection_of_the_natural_gradient():
     """Neither protected nor invariant: the complement of the old natural gradients is taken in the coordinates."""
 
