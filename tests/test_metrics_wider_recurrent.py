@@ -6,7 +6,7 @@ from torch import nn
 from twin_cases import twin_of
 
 from riemann_ng.elements import Covector
-from riemann_ng.errors import InvalidSetting, NotClosed, SpaceMismatch
+from riemann_ng.errors import DegenerateMetric, InvalidSetting, NotClosed, SpaceMismatch
 from riemann_ng.inner_products import Euclidean, Gram, InnerProduct, Kronecker, Series, damp_factors
 from riemann_ng.inner_products.series import MARGIN, steps
 from riemann_ng.likelihoods import Bernoulli, Gaussian
@@ -304,3 +304,16 @@ def test_steps_are_carried_along_by_every_frame(structure):
     step = natural_gradient(network, damped, x, y)
     there = natural_gradient(twin.network, damped, twin.inputs(x), y)
     assert off(there.data, twin.transport(step).data) > 1e-2
+
+
+@pytest.mark.parametrize("approximation", ["symmetrized", "limit"])
+def test_a_moment_without_rank_is_a_degenerate_metric(approximation):
+    """The lags are taken relative to the moments, so without them there is no form at all; damped there is one."""
+    V, W = Space("V", 3), Space("W", 2)
+    nothing, one = Gram(V, torch.zeros(3, 3), validate=False), Gram(W, torch.eye(2))
+    form = Series(nothing * one, (torch.zeros(3, 3), torch.zeros(2, 2)), {3: 1.0}, approximation)
+    covector = Covector(form.space, torch.ones(3, 2))
+    with pytest.raises(DegenerateMetric, match=r"in Series: .* on V has rank 0 of 3, .*: damp_factors\(g, λ, h\)"):
+        form.sharp(covector)
+    damped = damp_factors(form, 0.1, Euclidean(form.space))
+    assert bool(damped.sharp(covector).data.isfinite().all())

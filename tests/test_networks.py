@@ -105,6 +105,8 @@ def test_label_sampling_repeats_and_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first, second)
     assert torch.equal(again.observe(x, MonteCarlo(2, seed=3))["0"].cotangents.dense(), first)
+    for estimator in (MonteCarlo(2, seed=2**62 + 1), MonteCarlo(2, seed=-(2**40)), CurvatureProp(seed=2**90)):
+        assert bool(again.observe(x, estimator)["0"].cotangents.dense().isfinite().all())  # any whole number is a seed
 
 
 def test_other_output_metrics():

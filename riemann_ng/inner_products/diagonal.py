@@ -66,7 +66,8 @@ class Euclidean(InnerProduct):
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         if isinstance(other, Euclidean):
             return self
-        if isinstance(other, Diagonal) or other.dense_blocks() is not None:  # they are closed under it
+        multiple = other.kind == "multiple" and other.structure.kind == "identity"
+        if multiple or isinstance(other, Diagonal) or other.dense_blocks() is not None:  # they are closed under it
             return other.blended(self, 1 - weight)
         return super().blended(other, weight)
 

@@ -81,7 +81,8 @@ class EuclideanOnTranslations(InnerProduct):
     def blended(self, other: InnerProduct, weight: float) -> InnerProduct:
         if isinstance(other, EuclideanOnTranslations):
             return self
-        if isinstance(other, Diagonal) or other.dense_blocks() is not None:  # they are closed under it
+        multiple = other.kind == "multiple" and other.structure.kind == "diagonal"
+        if multiple or isinstance(other, Diagonal) or other.dense_blocks() is not None:  # they are closed under it
             return other.blended(self, 1 - weight)
         return super().blended(other, weight)
 

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import SpaceMismatch
-from ..factorizations import Factorization, FrameFactor
+from ..errors import DegenerateMetric, SpaceMismatch
+from ..factorizations import Factorization, FrameFactor, RankDeficient
 from ..factorizations.base import RowFactorization
 from ..solvers import Structure
 from ..spaces import VectorSpace
@@ -145,7 +145,7 @@ class Series(FactorsDampable):
     def direct_factorization(self, method: str) -> Factorization:
         forms = self.product.factors
         probe = self.lags[0]
-        factors = forms[0].factorization(probe), forms[1].factorization(probe)
+        factors = told(forms[0], probe), told(forms[1], probe)
         lags = [f.coframe(f.coframe(L).mT).mT for f, L in zip(factors, self.lags, strict=True)]
         if self.approximation == "limit":
             return LimitFactor(factors, (contraction(lags[0]), contraction(lags[1])), self.mean_length)
@@ -219,6 +219,19 @@ class Series(FactorsDampable):
         assert isinstance(product, Kronecker)
         lengths = {int(length): share for length, share in state["lengths"]}
         return cls(product, (state["lags"][0], state["lags"][1]), lengths, state["approximation"])
+
+
+def told(factor: InnerProduct, like: Tensor) -> Factorization:
+    """The factorization of one of the two moments. Even the form itself is made in its frame, so it must have one."""
+    try:
+        return factor.factorization(like)
+    except RankDeficient as short:
+        raise DegenerateMetric(
+            f"DegenerateMetric in Series: {factor!r} on {factor.space} has {short}, and moments one step apart are "
+            f"taken relative to it. Damp the two factors by a named inner product: damp_factors(g, λ, h).",
+            factor.space,
+            short.rank,
+        ) from None
 
 
 def contraction(P: Tensor) -> Tensor:

@@ -71,6 +71,12 @@ class NamedFrame(RiemannianMetric):
     def of(cls, metric: RiemannianMetric, observation: Observation, name: str) -> NamedFrame:
         """The frames of a metric's value: of a product along S and Â* one for each factor."""
         check_name(name)
+        if not isinstance(metric, RiemannianMetric) or not isinstance(observation, Observation):
+            wrong = metric if not isinstance(metric, RiemannianMetric) else observation
+            raise InvalidSetting(
+                f"InvalidSetting in NamedFrame.of: expected a metric and an observation, got {given(wrong)}. A frame "
+                f"is taken where a batch was observed: {HOW}."
+            )
         parts = value_at(metric, observation).summands()
         if parts is None:
             raise SpaceMismatch(

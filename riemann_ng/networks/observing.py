@@ -191,7 +191,8 @@ def cotangents(network: Network, z: Tensor, estimator: Estimator, output: Output
         return [network.likelihood.score(z, estimator.targets)]
     assert isinstance(estimator, (MonteCarlo, CurvatureProp))
     network._observations += 1
-    generator = torch.Generator(z.device).manual_seed(estimator.seed * 1_000_003 + network._observations)
+    number = estimator.seed * 1_000_003 + network._observations
+    generator = torch.Generator(z.device).manual_seed(number % 2**63)
     draws = estimator.samples if isinstance(estimator, MonteCarlo) else 1
     if isinstance(estimator, MonteCarlo) and isinstance(output, Likelihood):
         return list(output.sampled_cotangents(z, generator, draws).unbind(1))

@@ -122,6 +122,7 @@ class Norm(ABC):
 
     def over(self, network: Network) -> Norm:
         """The norm on this network's tangent space; one made of a metric has still to be taken `at` a point."""
+        check_network(self, network)
         return self if self.metric is not None else self.on(network.tangent_space)
 
     def at(self, observation: Observation) -> Norm:
@@ -259,3 +260,11 @@ class Scaled(Norm):
 
     def forms(self) -> Iterator[InnerProduct]:
         return self.of.forms()
+
+
+def check_network(norm: Norm, network: object) -> None:
+    if not isinstance(network, Network):
+        raise InvalidNorm(
+            f"InvalidNorm in over: {norm!r} over {describe(network)}, expected a network: "
+            f"Network.from_torch(module, likelihood)."
+        )

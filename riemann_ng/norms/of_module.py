@@ -18,7 +18,7 @@ from ..networks.structure import Block, inside
 from ..spaces import Derived, Family, VectorSpace, tensor_product
 from ..symmetry import Symmetry
 from .apart import BiasApart, apart
-from .base import InvalidNorm, Norm, Scaled, positive, symmetry_unknown
+from .base import InvalidNorm, Norm, Scaled, check_network, positive, symmetry_unknown
 from .composed import PerSlice, Viewed
 from .coordinates import Sign
 from .from_inner_product import FromInnerProduct
@@ -56,6 +56,11 @@ class Modular(Norm):
         slopes: Slopes | None = None,
         method: MatrixSign | None = None,
     ):
+        for name, told in (("masses", masses), ("slopes", slopes)):
+            if told is not None and not isinstance(told, Mapping):
+                raise InvalidNorm(
+                    f"InvalidNorm in Modular: {name}={told!r}, expected a mapping, as {{'0.weight': 2.0}}."
+                )
         self.masses = {key: positive("Modular", f"the mass of {key!r}", m) for key, m in (masses or {}).items()}
         self.slopes, self.method = dict(slopes or {}), method
         self._read: tuple[Factors, float] | None = None
@@ -80,6 +85,7 @@ class Modular(Norm):
 
     def factors(self, network: Network) -> tuple[Factors, float]:
         """By path of a layer and parameter, what multiplies its size; and the slope of the whole in its input."""
+        check_network(self, network)
         held = [(path, name) for path, block in network.blocks.items() for name in block.names.values()]
         if self._read is not None:
             if set(self._read[0]) != set(held):

@@ -119,16 +119,20 @@ def of_function(node: fx.Node, known: Slopes) -> tuple[float, list[fx.Node]]:
         return positive("Modular", f"the slope of {target!r}", known[target]), arguments
     if target in MULTIPLES:
         numbers = [x for x in node.args if isinstance(x, (int, float))]
-        if len(numbers) == 1 and len(arguments) == 1:
+        quotient = target in (operator.truediv, torch.div, "div")
+        if len(numbers) == 1 and len(arguments) == 1 and not (quotient and node.args[0] is numbers[0]):
             c = abs(float(numbers[0]))
-            quotient = target in (operator.truediv, torch.div, "div")
             return (1 / c if quotient else c), arguments
-        raise refused(f"a product of two tensors ({node.name})", "operator.mul")
+        what = "a number divided by a tensor" if quotient and numbers else "a product of two tensors"
+        raise refused(f"{what} ({node.name})", "operator.truediv" if quotient else "operator.mul")
     rules: Mapping[Any, float] = METHODS if node.op == "call_method" else FUNCTIONS
     if target not in rules:
         name = target if isinstance(target, str) else getattr(target, "__name__", repr(target))
         raise refused(f"the function {name} ({node.name})", repr(target) if isinstance(target, str) else name)
-    return rules[target], arguments
+    alpha, divisor = node.kwargs.get("alpha", 1), node.kwargs.get("divisor_override")
+    if divisor is not None or not isinstance(alpha, (int, float)):
+        raise refused(f"{node.name} with {'alpha' if divisor is None else 'divisor_override'}", "its function")
+    return rules[target] * max(1.0, abs(float(alpha))), arguments  # alpha is on one of two terms: a bound for both
 
 
 def refused(what: str, key: str) -> InvalidNorm:

@@ -36,6 +36,12 @@ def _window(m: Any) -> Slope:
     return Slope(math.sqrt(math.prod(size)))
 
 
+def _average(m: Any) -> Slope:
+    """A mean, but where its divisor was given."""
+    size = m.kernel_size if isinstance(m.kernel_size, tuple) else (m.kernel_size,) * _dimension(m)
+    return Slope(1.0 if m.divisor_override is None else math.prod(size) / abs(m.divisor_override))
+
+
 def _dimension(m: nn.Module) -> int:
     return int(type(m).__name__[-2])
 
@@ -46,7 +52,7 @@ ONE: tuple[type[nn.Module], ...] = (
     nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.ReLU, nn.ReLU6, nn.Tanh, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink,
     nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
 )  # fmt: skip
 MODULES: dict[type[nn.Module], Callable[[Any], Slope]] = {
@@ -58,6 +64,8 @@ MODULES: dict[type[nn.Module], Callable[[Any], Slope]] = {
     nn.CELU: lambda m: Slope(1.0),
     nn.LeakyReLU: lambda m: Slope(max(1.0, abs(m.negative_slope))),
     nn.Softmax: lambda m: Slope(0.5),
+    nn.AvgPool2d: _average,
+    nn.AvgPool3d: _average,
     nn.MaxPool1d: _window,
     nn.MaxPool2d: _window,
     nn.MaxPool3d: _window,

@@ -34,8 +34,8 @@ class Riccati(Solver):
         if chain is None:
             raise NotClosed(
                 f"NotClosed in Riccati: the form on {g.space} does not know the stages it was made along. Those that "
-                f"do are Fisher() and GaussNewton(...) with any structure that is not layerwise, observed with Exact() "
-                f"or Linearized(), plus a damping that is a direct sum over the layers, such as "
+                f"do are Fisher() and GaussNewton(...) with structure 'full', 'matrix-free' or 'dual', observed with "
+                f"Exact() or Linearized(), plus a damping that is a direct sum over the layers, such as "
                 f"λ * EuclideanMetric(). Any other form has solvers.Auto()."
             )
         dtype = g.dtype or (torch.get_default_dtype() if like is None else like.dtype)
