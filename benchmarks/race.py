@@ -6,7 +6,9 @@
 `autoencoder` is W1 on 10,000 curves-like images, `digits` a small convolutional classifier of the digits that
 scikit-learn ships, `text` the transformer W3 on the characters of this repository's own pages. Marks are seconds of
 training, evaluation not counted. Ours runs with nothing given but the likelihood; peers with the best learning rate of
-a grid, which `--tune` tries for a quarter of the time each. Muon trains matrices, and AdamW beside it the rest.
+a grid, which `--tune` tries for a quarter of the time each. `--clock cpu` counts the process's own time, which a busy
+machine disturbs less; only with one thread. The table has medians over the seeds with the range, and says when ours had
+the loss that the best peer ends with, read off between marks. Muon trains matrices, and AdamW beside it the rest.
 SOAP needs the package pytorch_optimizer.
 """
 
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 from torch import Tensor, nn
@@ -122,13 +124,15 @@ def sgd(task: Task, lr: float) -> Iterator[torch.optim.Optimizer]:
 
 
 TASKS: dict[str, Callable[[int], Task]] = {"autoencoder": images, "digits": digits, "text": text}
-METHODS = {"riemann_ng": ours, "Muon": muon, "SOAP": soap, "AdamW": adamw, "SGD": sgd}
+OURS = "riemann_ng"
+METHODS = {OURS: ours, "Muon": muon, "SOAP": soap, "AdamW": adamw, "SGD": sgd}
 GRID = {"Muon": (3e-3, 1e-2, 3e-2), "SOAP": (1e-3, 3e-3, 1e-2), "AdamW": (1e-3, 3e-3, 1e-2), "SGD": (1e-3, 1e-2, 1e-1)}
-TUNED = {"riemann_ng": 1.0, "Muon": 1e-2, "SOAP": 3e-3, "AdamW": 1e-3, "SGD": 1e-2}
+TUNED = {OURS: 1.0, "Muon": 1e-2, "SOAP": 3e-3, "AdamW": 1e-3, "SGD": 1e-2}
 Row = dict[str, float]
+Clock = Callable[[], float]
 
 
-def run(name: str, method: str, lr: float, seconds: float, seed: int) -> list[Row]:
+def run(name: str, method: str, lr: float, seconds: float, seed: int, clock: Clock = perf_counter) -> list[Row]:
     """Train and test loss at the marks; a run that diverges stays at infinity."""
     task = TASKS[name](seed)
     optimizers, (xs, ys) = list(METHODS[method](task, lr)), task.train
@@ -141,13 +145,13 @@ def run(name: str, method: str, lr: float, seconds: float, seed: int) -> list[Ro
             order, at = torch.randperm(len(xs), generator=generator), 0
         x, y = xs[order[at : at + task.batch]], ys[order[at : at + task.batch]]
         at += task.batch
-        start = perf_counter()
+        start = clock()
         for optimizer in optimizers:
             optimizer.zero_grad()
         task.loss(task.module(x), y).backward()
         for optimizer in optimizers:
             optimizer.step()
-        spent, steps = spent + perf_counter() - start, steps + 1
+        spent, steps = spent + clock() - start, steps + 1
         if spent >= marks[0]:
             row = {"seconds": marks.pop(0), "steps": steps, "train": task.evaluated(task.train)}
             rows.append(row | {"test": task.evaluated(task.test)})
@@ -162,18 +166,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.clock == "cpu" and given.threads != 1:
+        parser.error("--clock cpu counts the time of all threads: give --threads 1")
+    clock = process_time if given.clock == "cpu" else perf_counter
     torch.set_num_threads(given.threads)
     rates = dict(TUNED)
     for method in [m for m in given.methods if given.tune and m in GRID]:
-        ends = {lr: run(given.task, method, lr, given.seconds / 4, 0)[-1]["train"] for lr in GRID[method]}
+        ends = {lr: run(given.task, method, lr, given.seconds / 4, 0, clock)[-1]["train"] for lr in GRID[method]}
         rates[method] = min(ends, key=lambda lr: ends[lr] if ends[lr] == ends[lr] else float("inf"))
         print(f"{method}: " + ", ".join(f"lr {lr:g}: {end:.4g}" for lr, end in ends.items()), flush=True)
     results: dict[str, list[list[Row]]] = {}
     for seed in given.seeds:
         for method in given.methods:  # they take turns, so that a slow spell of the machine hits all of them
-            rows = run(given.task, method, rates[method], given.seconds, seed)
+            rows = run(given.task, method, rates[method], given.seconds, seed, clock)
             results.setdefault(method, []).append(rows)
             line = "  ".join(f"{r['seconds']:.3g} s {r['train']:.4g} ({r['test']:.4g})" for r in rows)
             print(f"seed {seed}  {method:10s} lr {rates[method]:g}  {rows[-1]['steps']:.0f} steps: {line}", flush=True)
@@ -183,17 +191,37 @@ def main() -> None:
 
 
 def table(results: dict[str, list[list[Row]]]) -> str:
-    """Training loss, median over the seeds with the range, and the test loss at the end."""
-    marks = [f"{row['seconds']:.3g}" for row in next(iter(results.values()))[0]]
-    lines = ["| method | " + " | ".join(f"{m} s" for m in marks) + " | test |", "| --- |" + " --- |" * (len(marks) + 1)]
+    """Training loss at the marks and test loss at the end, medians over the seeds with the range."""
+    marks = [f"{row['seconds']:.3g} s" for row in next(iter(results.values()))[0]]
+    lines = [f"| method | {' | '.join(marks)} | test | steps |", "| --- |" + " --- |" * (len(marks) + 2)]
     for method, seeds in results.items():
-        cells = []
-        for i in range(len(marks)):
-            values = [rows[i]["train"] for rows in seeds]
-            spread = f" ({min(values):.4g}-{max(values):.4g})" if len(values) > 1 else ""
-            cells.append(f"{statistics.median(values):.4g}{spread}")
-        lines.append(f"| {method} | {' | '.join(cells)} | {statistics.median(r[-1]['test'] for r in seeds):.4g} |")
+        cells = [spread([rows[i]["train"] for rows in seeds]) for i in range(len(marks))]
+        cells += [spread([rows[-1]["test"] for rows in seeds]), spread([rows[-1]["steps"] for rows in seeds])]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    peers = {m: statistics.median(rows[-1]["train"] for rows in seeds) for m, seeds in results.items() if m != OURS}
+    if peers and OURS in results:
+        best = min(peers, key=lambda m: peers[m])
+        pairs = zip(results[OURS], results[best], strict=True)
+        when = ", ".join(reached(mine, its[-1]["train"]) for mine, its in pairs)
+        lines.append(f"What {best} ends with is reached by {OURS} after, by seed: {when}.")
     return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """The median, and the range of several."""
+    around = f" ({min(values):.4g}-{max(values):.4g})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.4g}{around}"
+
+
+def reached(rows: list[Row], target: float) -> str:
+    """When a run has come down to a loss, on the straight line between marks."""
+    for before, row in zip([None, *rows], rows, strict=False):
+        if row["train"] <= target:
+            if before is None:
+                return f"less than {row['seconds']:.3g} s"
+            share = (before["train"] - target) / (before["train"] - row["train"])
+            return f"{before['seconds'] + share * (row['seconds'] - before['seconds']):.3g} s"
+    return "more"
 
 
 if __name__ == "__main__":

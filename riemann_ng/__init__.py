@@ -65,7 +65,7 @@ from .metrics import (
 from .natural_gradient import natural_gradient
 from .networks import CurvatureProp, Empirical, Exact, InputsOnly, Linearized, MonteCarlo, Network, register_layer
 from .points import Point, barycenter
-from .reparametrize import Frames, reparametrize
+from .reparametrize import Frames, in_frames, reparametrize
 from .samples import Chunked, Measure, OneHot, Sample
 from .spaces import AffineSpace, DirectSum, Family, Hom, OnePoint, Space
 from .symmetry import Structure, Symmetry
@@ -140,6 +140,7 @@ __all__ = [
     "euclidean_on_translations",
     "explain_symmetry",
     "geodesics",
+    "in_frames",
     "interop",
     "layers",
     "layerwise",

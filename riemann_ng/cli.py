@@ -43,14 +43,42 @@ def _reproduce_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
 
 
+def _bench(given: argparse.Namespace) -> int:
+    from .bench import command
+
+    return command.run(given)
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    from .bench import command
+
+    command.add_arguments(parser)
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from .bench import inspect_command
+
+    return inspect_command.run(given)
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    from .bench import inspect_command
+
+    inspect_command.add_arguments(parser)
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "demo": (_demo, "show the algebra at work on a small example"),
     "invariance": (_invariance, "tell what a metric or an optimizer is invariant to"),
     "reproduce": (_reproduce, "compute published results anew, and check what they claim"),
+    "bench": (_bench, "measure what the library costs, beside bare torch"),
+    "inspect": (_inspect, "tell what a model is, and what a step of it will cost"),
 }
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "invariance": _invariance_arguments,
     "reproduce": _reproduce_arguments,
+    "bench": _bench_arguments,
+    "inspect": _inspect_arguments,
 }
 """Of the commands that take any."""
 

@@ -21,8 +21,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     "_version", "errors", "symmetry", "factorizations", "spaces", "elements", "points", "actions", "linear_maps",
     "samples", "solvers", "inner_products", "likelihoods", "layers", "networks", "metrics", "norms", "natural_gradient",
-    "layerwise", "geodesics", "reparametrize", "optim", "testing", "interop", "experiments", "plots", "demo", "cli",
-    "__main__",
+    "layerwise", "geodesics", "reparametrize", "optim", "testing", "interop", "bench", "experiments", "plots", "demo",
+    "cli", "__main__",
 ]  # fmt: skip
 ROOF = "__init__"  # gathers the public names from every floor; no room looks up to it
 

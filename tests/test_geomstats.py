@@ -342,7 +342,8 @@ EMBEDDED = {
     "Hypersphere": (lambda: Hypersphere(2), ON_SPHERE),
     "Hyperboloid": (lambda: Hyperboloid(2), ON_HYPERBOLOID),
     "ProductManifold": (
-        lambda: ProductManifold([Hypersphere(2), PoincareBall(2)]), torch.cat([ON_SPHERE, ALPHA[:2] / 4]),
+        lambda: ProductManifold([Hypersphere(2), PoincareBall(2)]),
+        torch.cat([ON_SPHERE, ALPHA[:2] / 4]),
     ),
 }
 ALL = {name: case[:2] for name, case in (INTRINSIC | EMBEDDED).items()}

@@ -13,6 +13,13 @@ EXPERIMENTS: dict[str, str] = {
     "deep-linear": "deep_linear",
     "fisher-variance": "fisher_variance",
     "low-rank-rnn": "low_rank_rnn",
+    "structured": "structured",
+    "whitening": "whitening",
+    "adaptive-and-kfac": "adaptive_and_kfac",
+    "layerwise-lqr": "layerwise_lqr",
+    "beyond": "beyond",
+    "orthogonal-natural-gradient": "orthogonal_natural_gradient",
+    "revisiting": "revisiting",
 }
 
 

@@ -217,9 +217,7 @@ class TransposedConvolution(PatchLayer):
         return {"weight": rearrange(weight, "g o c ... -> (g c) o ..."), **bias}
 
 
-def _margins(
-    padding: Sizes | Sequence[Pair] | str, kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[Pair, ...]:
+def _margins(padding: Sizes | Sequence[Pair] | str, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[Pair, ...]:
     """What is added before and after, axis by axis."""
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]

@@ -43,7 +43,6 @@ class FullInformation(TwoParameters):
         """(..., 2, 2) whose product with its transpose is the information of one site."""
 
 
-
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianMeanScale(TwoParameters):
     """Mean and log scale σ of each output. H = diag(1/σ², 2)."""

@@ -28,7 +28,7 @@ from ...errors import InvalidSetting
 from ...likelihoods import FromDistribution
 from ...reparametrize.groups import JOINT
 from ...symmetry import WITHIN, Symmetry
-from . import atlas_natural, atlas_norms, atlas_subjects
+from . import atlas_natural, atlas_norms, atlas_presets, atlas_subjects
 from .atlas_rows import GROUP, KEPT, Row
 from .probes import FrameProbe, Probe
 from .problem_probes import LossScale
@@ -115,7 +115,7 @@ def all_rows(quick: bool = False) -> list[Row]:
     """The subjects, in the order of the table; `quick` are about a dozen of all kinds."""
     makers: tuple[Callable[[], Iterator[Row]], ...] = (
         atlas_subjects.first_order, atlas_subjects.adaptive, atlas_subjects.matrixwise, atlas_norms.rows,
-        atlas_natural.kfac, atlas_natural.others,
+        atlas_natural.kfac, atlas_natural.others, atlas_presets.rows,
     )  # fmt: skip
     return [row for row in itertools.chain.from_iterable(make() for make in makers) if row.quick or not quick]
 
