@@ -109,7 +109,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 def hessian_free(run: Run) -> None:
     """The published method against truncated natural gradients, step by step."""
-    steps = run.choose(quick=6, full=30)
+    steps = run.choose(quick=6, full=10)
     rows = []
     for name, (likelihood, loss) in MATCHED.items():
         model, x = tanh_network(run, name), run.normal(f"{name}: inputs", steps, 60, 4)

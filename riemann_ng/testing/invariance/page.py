@@ -186,6 +186,8 @@ def markdown(title: str, lines: Sequence[Line]) -> str:
 def told(claimed: str, measured: str) -> str:
     """A cell: one word where claim and measurement agree."""
     said, found = WORDS.get(claimed, claimed), WORDS.get(measured, measured)
+    if measured == f"{claimed}?":
+        return f"{said}; of more nothing can be told in half precision"
     return said if claimed == measured else f"claimed {said}, **measured {found}**"
 
 
