@@ -1,6 +1,6 @@
 """The atlas: what is claimed of known methods, measured; and that a false claim, or a wrong method, is found.
 
-`riemann-ng invariance --atlas` measures all rows (a minute and a half of one core); here are those that are quick, each
+`riemann-ng invariance --atlas` measures all rows (some four minutes of one core); here are those that are quick, each
 with one element of every group, and all of them where the profile is thorough.
 """
 
