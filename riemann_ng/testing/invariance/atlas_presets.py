@@ -76,7 +76,8 @@ def rows() -> Iterator[Row]:
     bent |= {"metric": GaussNewton(), "damping": by_outputs, "solver": None, "estimator": Exact()}
     name = "geodesic-corrected, damping transported"
     yield row(name, geodesic, bent, "Aff", "Aff", "T.O", False, False, note=words)
-    yield row("Adam as a natural gradient", optim.Adam, {"lr": 0.05, "eps": 0.0}, "SP", "T.SP", "T.SP", True, True, note="ε = 0")
+    adam = {"lr": 0.05, "eps": 0.0}
+    yield row("Adam as a natural gradient", optim.Adam, adam, "SP", "T.SP", "T.SP", True, True, note="ε = 0")
     yield row("Muon, a preset", optim.Muon, {"lr": 0.1}, "O", "T.O", "T.O", True, True, note="float64")
     spectral = {"lr": 0.1, "metric": KFAC(), "estimator": Exact()}
     yield row("spectral natural gradient", optim.SpectralNaturalGradient, spectral, "Aff", "Aff", "Aff", True, True)
