@@ -9,6 +9,7 @@ same small classifier; costs are operations, counted.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import re
@@ -152,7 +153,7 @@ def expression(subject: Subject) -> str:
         said = f"Spectral(between={metric!r})" if method.spectral else repr(metric)
         return plain(", ".join([said, *(c.split(".")[-1] for c in changes)]))
     assert isinstance(subject, OptimizerFactory)
-    return described(subject.made(at.module, at.likelihood))
+    return described(subject.made(copy.deepcopy(at.module), at.likelihood))  # an optimizer may listen to its model
 
 
 def described(optimizer: torch.optim.Optimizer) -> str:
