@@ -129,8 +129,25 @@ class Tikhonov(Damping):
         return g + damping * reference
 
 
+class DampingOf(Damping):
+    """A policy about how much: how the metric is damped, and where λ starts, is the business of `of`."""
+
+    of: Damping
+
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        return self.of.start
+
+    @property
+    def reference(self) -> RiemannianMetric:  # type: ignore[override]
+        return self.of.reference
+
+    def damped(self, g: InnerProduct, damping: float, reference: InnerProduct) -> InnerProduct:
+        return self.of.damped(g, damping, reference)
+
+
 @dataclass(frozen=True)
-class LevenbergMarquardt(Damping):
+class LevenbergMarquardt(DampingOf):
     """λ by how well the quadratic model foretells the loss: ×rateᵉᵛᵉʳʸ where well (ratio > ¾), ÷ where badly (< ¼).
 
     `of` says how the metric is damped. It needs a step rule that makes a model: `QuadraticModel`.
@@ -154,19 +171,8 @@ class LevenbergMarquardt(Damping):
             )
 
     @property
-    def start(self) -> float:  # type: ignore[override]
-        return self.of.start
-
-    @property
-    def reference(self) -> RiemannianMetric:  # type: ignore[override]
-        return self.of.reference
-
-    @property
     def adapts_every(self) -> int:  # type: ignore[override]
         return self.every
-
-    def damped(self, g: InnerProduct, damping: float, reference: InnerProduct) -> InnerProduct:
-        return self.of.damped(g, damping, reference)
 
     def adapted(self, damping: float, ratio: float) -> float:
         factor = self.rate**self.every

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InvalidSetting
-from ..inner_products import InnerProduct
-from ..metrics import RiemannianMetric
-from .damping import Damping, Factored, LevenbergMarquardt
+from .damping import DampingOf, Factored, LevenbergMarquardt
 
 
 @dataclass(frozen=True)
-class Searched(Damping):
+class Searched(DampingOf):
     """λ is the business of `of`; what the metric is damped with is a number γ² of its own, which begins as λ.
 
     Every `every` steps, where factorizations are due, γ is tried as it is, and times and over rate^every; the one stays
@@ -36,19 +34,8 @@ class Searched(Damping):
             )
 
     @property
-    def start(self) -> float:  # type: ignore[override]
-        return self.of.start
-
-    @property
-    def reference(self) -> RiemannianMetric:  # type: ignore[override]
-        return self.of.reference
-
-    @property
     def adapts_every(self) -> int:  # type: ignore[override]
         return self.of.adapts_every
-
-    def damped(self, g: InnerProduct, damping: float, reference: InnerProduct) -> InnerProduct:
-        return self.of.damped(g, damping, reference)
 
     def adapted(self, damping: float, ratio: float) -> float:
         return self.of.adapted(damping, ratio)
